@@ -1,0 +1,3 @@
+"""Helpers around the block."""
+
+from . import torchsummary as torchsummary

@@ -1,0 +1,3 @@
+"""Network blocks."""
+
+from . import resnet as resnet
