@@ -75,7 +75,7 @@ class BlockConfig:
     """The ten arguments of the block, validated; pairs are (height, width).
 
     An int is taken for both axes. Raises TypeError and ValueError as the block itself must
-    (clauses 1.2 to 1.12).
+    (chapter 1).
     """
 
     in_planes: int
@@ -195,7 +195,7 @@ class BlockConfig:
         return found
 
     def parameter_count(self) -> int:
-        """The number of parameters in closed form (clause 2.13), independent of `layers`."""
+        """The number of parameters in closed form (clause 2.22), independent of `layers`."""
         c, d = self.in_planes, self.out_planes
         shortcut = 1 if self.projects else 0
         count = c * c * (1 + prod(self.kernel_size)) + c * d * (1 + shortcut)
@@ -236,7 +236,7 @@ class BlockConfig:
         """Shape of the output for an input of `shape` (N, in_planes, H, W).
 
         Raises:
-            ValueError: `shape` is none that the block takes (clause 3.7).
+            ValueError: `shape` is none that the block takes (clauses 3.8, 3.10).
             BranchMismatch: the two branches disagree (clause 3.6).
         """
         if len(shape) != 4 or shape[1] != self.in_planes or min(shape) < 1:
@@ -266,7 +266,7 @@ class BlockConfig:
             yield layer, (shape[0], layer.out_planes, *size)
 
     def single_element_norm(self, shape: Sequence[int], training: bool) -> Layer | None:
-        """The first norm with one element only to normalize, for a legal input `shape` (clause 3.8)."""
+        """The first norm with one element only to normalize, for a legal input `shape` (clauses 3.11, 3.12)."""
         if self.normalizer == "null" or (self.normalizer == "batch" and not training):
             return None
         for layer, (batch, _, height, width) in self.layer_shapes(shape):
