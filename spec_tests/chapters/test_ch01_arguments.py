@@ -1,0 +1,210 @@
+"""Chapter 1: which arguments a block takes, and which it refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+
+from spec_tests.compare import Example, equal, equal_entries, holds, refused
+from spec_tests.config import DEFAULTS, NAMED_VALUES, BlockConfig
+from spec_tests.enumeration import BadArgument, bad_arguments, named_values
+from spec_tests.strategies import geometries
+from spec_tests.subjects.base import Block, Subject, zeros
+
+NUMERIC_CLAUSES = {
+    "in_planes": "1.2",
+    "out_planes": "1.3",
+    "kernel_size": "1.4",
+    "stride": "1.5",
+    "padding": "1.6",
+    "output_size": "1.7",
+}
+NAME_CLAUSES = {"normalizer": "1.8", "activator": "1.9", "layer_order": "1.10", "scaler": "1.11"}
+ARGUMENT_CLAUSES = {**NUMERIC_CLAUSES, **NAME_CLAUSES}
+
+
+def shapes(block: Block) -> dict[str, tuple[int, ...]]:
+    return {name: entry.shape for name, entry in block.entries().items()}
+
+
+@pytest.mark.clause("1.1")
+@pytest.mark.needs("python")
+def test_order_of_the_arguments(subject: Subject) -> None:
+    """All ten arguments can be given by position, in the documented order, and by name."""
+    config = BlockConfig(2, 3, (1, 3), (2, 1), (0, 1), (4, 5), "batch", "relu", "old", "up")
+    by_position = subject.build({}, positional=tuple(config.arguments().values()))
+    by_name = subject.build(dict(reversed(config.arguments().items())))
+    example = Example.of(config)
+    equal_entries("1.1", "state of the block built by position", shapes(by_position), config.state(), example)
+    equal_entries("1.1", "state of the block built by name", shapes(by_name), config.state(), example)
+
+
+@pytest.mark.clause("1.1")
+@pytest.mark.parametrize("argument", DEFAULTS)
+def test_each_default(subject: Subject, argument: str) -> None:
+    """Leaving out an argument is giving its default, seen in the state and in the size of the output."""
+    bases: list[dict[str, Any]] = [
+        {"in_planes": 2, "out_planes": 3},
+        {"in_planes": 2, "out_planes": 3, "stride": 2},
+        {"in_planes": 2, "out_planes": 2, "scaler": "up"},
+        {"in_planes": 2, "out_planes": 3, "normalizer": "batch", "kernel_size": (5, 5), "padding": (2, 2)},
+    ]
+    for base in bases:
+        arguments = {key: value for key, value in base.items() if key != argument}
+        config = BlockConfig(**arguments)
+        block = subject.build(arguments)
+        shape = (1, 2, 4, 6)
+        example = Example.of(config, shape)
+        equal_entries("1.1", f"state with `{argument}` left out", shapes(block), config.state(), example)
+        if config.takes(shape):
+            equal("1.1", f"output with `{argument}` left out", block.forward(zeros(shape)).shape, config.output_shape(shape), example)
+
+
+@pytest.mark.clause(*NUMERIC_CLAUSES.values())
+@given(arguments=geometries())
+def test_legal_numbers_are_taken(subject: Subject, arguments: dict[str, Any]) -> None:
+    """Every integer in range is taken, whether or not an input would fit."""
+    config = BlockConfig(**arguments)
+    found = shapes(subject.build(arguments))
+    for argument, clause in NUMERIC_CLAUSES.items():
+        what = f"state with `{argument}` (={arguments[argument]!r})"
+        equal_entries(clause, what, found, config.state(), Example.of(config))
+
+
+@pytest.mark.clause(*NAME_CLAUSES.values())
+def test_legal_names_are_taken(subject: Subject) -> None:
+    """Every combination of the named values is taken."""
+    for names in named_values():
+        config = BlockConfig(2, 3, **names)
+        found = shapes(subject.build(config.arguments()))
+        for argument, clause in NAME_CLAUSES.items():
+            what = f"state with `{argument}` (={names[argument]!r})"
+            equal_entries(clause, what, found, config.state(), Example.of(config))
+
+
+@pytest.mark.clause("1.12")
+@pytest.mark.parametrize("scaler", NAMED_VALUES["scaler"])
+def test_an_integer_means_both_axes(subject: Subject, scaler: str) -> None:
+    """An integer is the pair of itself; of a pair, the first entry belongs to the height."""
+    base: dict[str, Any] = {"in_planes": 2, "out_planes": 2, "scaler": scaler, "normalizer": "null"}
+    for numbers in ({"kernel_size": 5, "padding": 2}, {"stride": 3}, {"output_size": 4}, {"kernel_size": 1, "padding": 0}):
+        config = BlockConfig(**base, **numbers)
+        shape = (1, 2, 4, 7)
+        block = subject.build({**base, **numbers})
+        equal_entries("1.12", "state", shapes(block), config.state(), Example.of(config))
+        example = Example.of(config, shape)
+        equal("1.12", "shape of the output", block.forward(zeros(shape)).shape, config.output_shape(shape), example)
+    for pairs in ({"kernel_size": (1, 3), "padding": (0, 1)}, {"stride": (1, 3)}, {"stride": (2, 1)}, {"output_size": (2, 9)}):
+        config = BlockConfig(**base, **({"kernel_size": 1, "padding": 0} | pairs))
+        block = subject.build(config.arguments())
+        shape = (1, 2, 4, 7)
+        equal_entries("1.12", "state", shapes(block), config.state(), Example.of(config))
+        example = Example.of(config, shape)
+        equal("1.12", "shape of the output", block.forward(zeros(shape)).shape, config.output_shape(shape), example)
+
+
+@pytest.mark.clause("1.13")
+@pytest.mark.needs("python")
+@pytest.mark.parametrize("argument", ["kernel_size", "stride", "padding", "output_size"])
+def test_pairs_are_any_sequence_of_two(subject: Subject, argument: str) -> None:
+    """A list is as good as a tuple; one number or three in a sequence are refused."""
+    base: dict[str, Any] = {"in_planes": 2, "out_planes": 3, "scaler": "up"}
+    config = BlockConfig(**{**base, argument: (1, 2)})
+    block = subject.build({**base, argument: [1, 2]})
+    equal_entries("1.13", f"state with `{argument}` (=[1, 2])", shapes(block), config.state(), Example.of(config))
+    for wrong in ([], [1], [1, 2, 3], (1, 2, 3)):
+        arguments = {**base, argument: wrong}
+        what = f"building with `{argument}` (={wrong!r})"
+        refused(["1.13"], what, "value", Example(arguments), lambda arguments=arguments: subject.build(arguments))
+
+
+@pytest.mark.clause("1.14")
+@pytest.mark.needs("python")
+@pytest.mark.parametrize("argument", NUMERIC_CLAUSES)
+def test_integers_of_the_platform(subject: Subject, argument: str) -> None:
+    """NumPy's integers are integers, alone and in a pair."""
+    base: dict[str, Any] = {"in_planes": 2, "out_planes": 3, "scaler": "up"}
+    values: list[Any] = [np.int64(3), np.int32(3), np.uint8(3)]
+    if not argument.endswith("planes"):
+        values += [(np.int64(3), np.int32(1)), [np.uint8(3), 1]]
+    for value in values:
+        arguments = {**base, argument: value}
+        config = BlockConfig(**arguments)
+        what = f"state with `{argument}` (={value!r})"
+        equal_entries("1.14", what, shapes(subject.build(arguments)), config.state(), Example(arguments))
+
+
+@pytest.mark.clause(*ARGUMENT_CLAUSES.values(), "1.15", "1.16", "1.17")
+@pytest.mark.parametrize("argument", ARGUMENT_CLAUSES)
+def test_wrong_arguments_are_refused(subject: Subject, argument: str) -> None:
+    """A wrong type and a wrong value are refused when the block is built."""
+    for bad in bad_arguments():
+        if bad.argument == argument:
+            clauses = ["1.15" if bad.kind == "type" else "1.16", ARGUMENT_CLAUSES[argument], "1.17"]
+            build_refused(subject, clauses, bad, bad.arguments())
+
+
+def build_refused(subject: Subject, clauses: list[str], bad: BadArgument, arguments: dict[str, Any]) -> str:
+    """Check the refusal of one bad argument; return its message."""
+    what = f"building with `{bad.argument}` (={bad.value!r})"
+    return refused(clauses, what, bad.kind, Example(arguments), lambda: subject.build(arguments)).message
+
+
+@pytest.mark.clause("1.15")
+@pytest.mark.needs("python")
+def test_missing_and_unknown_arguments(subject: Subject) -> None:
+    """The two required arguments cannot be left out, and no eleventh is taken."""
+    for arguments in ({}, {"in_planes": 2}, {"out_planes": 2}, {"in_planes": 2, "out_planes": 3, "bias": 1}):
+        what = f"building with the arguments {sorted(arguments)}"
+        refused(["1.15"], what, "type", Example(arguments), lambda arguments=arguments: subject.build(arguments))
+
+
+@pytest.mark.clause("1.18")
+@pytest.mark.parametrize("argument", ARGUMENT_CLAUSES)
+def test_messages_of_refusals(subject: Subject, argument: str) -> None:
+    """The message names the argument, its value and what is allowed."""
+    bound = "0" if argument == "padding" else "1"
+    allowed = NAMED_VALUES.get(argument, (bound,))
+    for bad in bad_arguments():
+        if bad.argument != argument:
+            continue
+        message = build_refused(subject, ["1.18"], bad, bad.arguments())
+        for word in (argument, repr(bad.value), *allowed):
+            what = f"message for `{argument}` (={bad.value!r})"
+            holds("1.18", what, word in message, message, f"a message with {word!r} in it", Example(bad.arguments()))
+
+
+@pytest.mark.clause("1.11", "1.19", "1.20")
+def test_arguments_without_effect_are_still_checked(subject: Subject) -> None:
+    """`scaler` is checked at stride 1, `output_size` with "down", `stride` beside `output_size`."""
+    base = {"in_planes": 2, "out_planes": 2}
+    for clause, bad, kind, rest in (
+        ("1.11", BadArgument("scaler", "sideways", "value"), "value", {"stride": 1}),
+        ("1.19", BadArgument("output_size", 0, "value"), "value", {"scaler": "down"}),
+        ("1.19", BadArgument("output_size", (1, 2, 3), "value"), "value", {"scaler": "down"}),
+        ("1.19", BadArgument("output_size", 2.0, "type"), "type", {"scaler": "down"}),
+        ("1.20", BadArgument("stride", 0, "value"), "value", {"scaler": "up", "output_size": 4}),
+        ("1.20", BadArgument("stride", "2", "type"), "type", {"scaler": "up", "output_size": 4}),
+    ):
+        build_refused(subject, [clause], bad, {**base, **rest, bad.argument: bad.value})
+
+
+@pytest.mark.clause("1.19", "1.20")
+def test_arguments_without_effect(subject: Subject) -> None:
+    """Neither the state nor the size of the output shows `output_size` with "down", or `stride` beside it."""
+    shape = (2, 2, 3, 5)
+    for clause, arguments, alike in (
+        ("1.19", {"output_size": (7, 9)}, {}),
+        ("1.19", {"output_size": 1, "stride": (1, 2)}, {"stride": (1, 2)}),
+        ("1.20", {"output_size": (7, 9), "stride": (2, 3), "scaler": "up"}, {"output_size": (7, 9), "scaler": "up"}),
+        ("1.20", {"output_size": (3, 5), "stride": 2, "scaler": "up"}, {"output_size": (3, 5), "scaler": "up"}),
+    ):
+        config = BlockConfig(2, 2, **arguments)
+        plain = BlockConfig(2, 2, **alike)
+        block = subject.build(config.arguments())
+        example = Example.of(config, shape)
+        equal_entries(clause, "state", shapes(block), plain.state(), example)
+        equal(clause, "shape of the output", block.forward(zeros(shape)).shape, plain.output_shape(shape), example)

@@ -1,0 +1,186 @@
+"""The command `mdnc-spec`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from spec_tests import __version__
+from spec_tests.clauses import all_chapters, all_clauses, select
+from spec_tests.verdict import INTERRUPTED, NOT_JUDGED
+
+PACKAGE = Path(__file__).parent
+
+RUN_HELP = """\
+examples:
+  mdnc-spec run --subject py:mdnc.modules.resnet:BlockBottleneck2d
+  mdnc-spec run --subject py:mypackage.blocks:Bottleneck --clause 3
+  mdnc-spec run --subject py:mypackage.blocks:Bottleneck --profile thorough --seed 7 -n 2
+
+exit status:
+  0    conforms: every MUST clause that was judged holds
+  1    does not conform: at least one MUST clause is broken
+  2    partial: what was judged holds, but the subject does not offer everything
+  3    could not be judged: bad arguments, no such subject, or an error of the suite
+  130  interrupted
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse exits with 2, which means "partial" here."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(NOT_JUDGED, f"{self.prog}: {message}\n")
+
+
+def _workers(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
+    return int(text)
+
+
+def _clause(text: str) -> str:
+    try:
+        select(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
+
+def _designator(text: str) -> str:
+    from spec_tests.subjects import check_designator
+
+    try:
+        check_designator(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
+
+def parser() -> argparse.ArgumentParser:
+    top = Parser(prog="mdnc-spec", description="The executable specification of MDNC's BlockBottleneck2d.")
+    top.add_argument("--version", action="version", version=f"mdnc-spec {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    run = commands.add_parser(
+        "run",
+        help="judge an implementation, clause by clause",
+        description="Judge an implementation, clause by clause.",
+        epilog=RUN_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    run.add_argument(
+        "--subject",
+        required=True,
+        type=_designator,
+        metavar="DESIGNATOR",
+        help="the implementation: py:package.module:Class, a torch module class; the current directory is searched too",
+    )
+    run.add_argument(
+        "--clause",
+        action="append",
+        default=[],
+        type=_clause,
+        metavar="ID",
+        help="judge this clause (3.6) or chapter (3) only; may be repeated",
+    )
+    run.add_argument(
+        "--profile",
+        choices=("smoke", "default", "thorough"),
+        default="default",
+        help="how many examples are drawn; smoke and default draw the same ones at every run, thorough draws new ones",
+    )
+    run.add_argument("--seed", type=int, metavar="N", help="draw the examples from this seed (thorough prints its own)")
+    run.add_argument("-n", dest="workers", type=_workers, default=1, metavar="WORKERS", help="processes to use (1)")
+    listing = commands.add_parser(
+        "list", help="print the clauses of the specification", description="Print the clauses of the specification."
+    )
+    listing.add_argument("--clause", type=_clause, metavar="ID", help="this clause (3.6) or chapter (3) only")
+    return top
+
+
+def _list(wanted: str | None) -> int:
+    clauses = all_clauses()
+    chosen = [clauses[c] for c in select(wanted)] if wanted else list(clauses.values())
+    chapter = 0
+    for clause in chosen:
+        if clause.chapter != chapter:
+            chapter = clause.chapter
+            print(f"{chapter} {all_chapters()[chapter]}")
+        print(f"  {clause.id:<5} {clause.level:<7} {clause.text}")
+    missing = [name for name in ("torch", "torchsummary") if importlib.util.find_spec(name) is None]
+    if missing:
+        print(f"\nnot installed: {', '.join(missing)}; py: subjects need them: pip install 'mdnc-spec[torch]'")
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    # Read before pytest and Hypothesis are imported: nothing of the user's own set-up leaks in, and
+    # nothing is written into the user's directory.
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    for name in ("PYTEST_ADDOPTS", "PYTEST_PLUGINS"):
+        os.environ.pop(name, None)
+    with tempfile.TemporaryDirectory(prefix="mdnc-spec-") as scratch:
+        os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = scratch
+        return _judge(options)
+
+
+def _judge(options: argparse.Namespace) -> int:
+    import pytest
+    from rich.console import Console
+
+    from spec_tests import plugin
+    from spec_tests.report.terminal import Live, Run, show
+
+    sys.path.insert(0, os.getcwd())
+    seed = plugin.resolve_seed(options.profile, options.seed)
+    run = Run(options.subject, options.profile, seed)
+    console = Console(highlight=False)
+    arguments = [
+        str(PACKAGE / "chapters"),
+        *("-c", str(PACKAGE / "suite.ini"), "--rootdir", str(PACKAGE)),
+        *("-p", "spec_tests.plugin", "-p", "no:cacheprovider", "-p", "no:terminalreporter"),
+        *("-q", "--assert=plain", "--subject", options.subject, "--profile", options.profile),
+    ]
+    if seed is not None:
+        arguments += ["--seed", str(seed)]
+        console.print(f"seed {seed}")
+    for clause in options.clause:
+        arguments += ["--clause", clause]
+    if options.workers > 1:
+        arguments += ["-p", "xdist.plugin", "-n", str(options.workers), "--dist", "worksteal"]
+
+    def stop(signum: int, frame: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    collector = plugin.Collector()
+    live = Live(console)
+    with live.progress:
+        ended = pytest.main(arguments, plugins=[live, collector])
+    if ended == pytest.ExitCode.INTERRUPTED:
+        collector.verdict.interrupted = True
+    elif ended not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED):
+        collector.verdict.troubles.append(f"pytest ended with {ended!r}")
+    show(collector.verdict, run, console)
+    return collector.verdict.exit_status()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    options = parser().parse_args(arguments)
+    try:
+        return _list(options.clause) if options.command == "list" else _run(options)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of a pipe (head, less) went away: nothing is left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return NOT_JUDGED

@@ -1,0 +1,115 @@
+"""The checks: each counts that it was reached, and raises NonConformance with the whole story.
+
+Helpers raise and never use `assert`: outside a rewritten test module, or under `python -O`, an assert
+may be a check that cannot fail.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from spec_tests.config import BlockConfig, render_call
+from spec_tests.subjects.base import Refused
+
+# How often each clause was checked since the counter was last cleared; the plugin reads it.
+REACHED: Counter[str] = Counter()
+
+
+@dataclass(frozen=True)
+class Example:
+    """What was run: the arguments of the block, and the call if there was one."""
+
+    arguments: Mapping[str, Any]
+    call: str = ""
+
+    @classmethod
+    def of(cls, config: BlockConfig, shape: Sequence[int] | None = None, note: str = "") -> Example:
+        call = f"block(zeros({', '.join(map(str, shape))}))" if shape is not None else ""
+        return cls(config.arguments(), call + (f"  # {note}" if note else ""))
+
+    def code(self) -> str:
+        """The example as code that can be pasted."""
+        lines = [f"block = {render_call(self.arguments)}"]
+        if self.call:
+            lines.append(self.call)
+        return "\n".join(lines)
+
+
+class NonConformance(AssertionError):
+    """The implementation under test breaks a clause.
+
+    Attributes:
+        clause: id of the broken clause.
+        what: the thing that was looked at, such as "shape of conv2.2.weight".
+        got, expected: as text; `expected` is what the clause allows.
+        example: code of the smallest known example.
+    """
+
+    def __init__(self, clause: str, what: str, got: str, expected: str, example: Example) -> None:
+        self.clause, self.what, self.got, self.expected = clause, what, got, expected
+        self.example = example.code()
+        super().__init__(f"clause {clause}: {what}\n  got       {got}\n  expected  {expected}\n{self.example}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (AssertionError, (str(self),))
+
+
+def _short(value: Any, limit: int = 400) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def holds(clause: str, what: str, condition: bool, got: Any, expected: Any, example: Example) -> None:
+    """Check a condition; `got` and `expected` only tell about it."""
+    __tracebackhide__ = True
+    REACHED[clause] += 1
+    if not condition:
+        raise NonConformance(clause, what, _short(got), _short(expected), example)
+
+
+def equal(clause: str, what: str, got: Any, expected: Any, example: Example) -> None:
+    """Check that two plain values are equal and of the same kind (True is not 1)."""
+    __tracebackhide__ = True
+    same = got == expected and isinstance(got, bool) == isinstance(expected, bool)
+    holds(clause, what, same, got, expected, example)
+
+
+def equal_entries(clause: str, what: str, got: Mapping[str, Any], expected: Mapping[str, Any], example: Example) -> None:
+    """Check two mappings entry by entry; the message names the missing, surplus and differing ones only."""
+    __tracebackhide__ = True
+    REACHED[clause] += 1
+    if got == expected:
+        return
+    differing = {name: value for name, value in got.items() if name not in expected or expected[name] != value}
+    due = {name: value for name, value in expected.items() if name not in got or got[name] != value}
+    raise NonConformance(
+        clause,
+        what,
+        _short(", ".join(f"{k} {v}" for k, v in differing.items()) or "nothing"),
+        _short(", ".join(f"{k} {v}" for k, v in due.items()) or "nothing"),
+        example,
+    )
+
+
+def refused(clauses: Sequence[str], what: str, kind: str, example: Example, call: Callable[[], object]) -> Refused:
+    """Check that `call` is refused as `kind`, ``"type"``, ``"value"`` or ``""`` (any); return the refusal.
+
+    A subject that cannot tell the kinds apart (a port without exceptions) leaves the kind empty.
+    """
+    __tracebackhide__ = True
+    for clause in clauses:
+        REACHED[clause] += 1
+    names = {"type": "TypeError", "value": "ValueError", "": "TypeError or ValueError"}
+    try:
+        result = call()
+    except Refused as refusal:
+        if kind and refusal.kind and refusal.kind != kind:
+            got = f"{names[refusal.kind]}: {refusal.message}"
+            raise NonConformance(clauses[0], what, _short(got), f"a {names[kind]}", example) from None
+        return refusal
+    shown = getattr(result, "shape", None)
+    got = f"an output of shape {tuple(shown)}" if shown is not None else "no error"
+    raise NonConformance(clauses[0], what, got, f"a {names[kind]}", example)

@@ -1,0 +1,89 @@
+"""What is enumerated rather than drawn: named values, kinds of shortcut, and refused arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from spec_tests.config import NAMED_VALUES, BlockConfig
+
+# One set of arguments for each kind of shortcut; with scaler="down" "output_size" is an identity.
+SHORTCUTS: dict[str, dict[str, Any]] = {
+    "identity": {"in_planes": 4, "out_planes": 4},
+    "channels": {"in_planes": 4, "out_planes": 6},
+    "stride": {"in_planes": 4, "out_planes": 4, "stride": 2},
+    "output_size": {"in_planes": 4, "out_planes": 4, "output_size": (7, 10)},
+    "mixed": {"in_planes": 4, "out_planes": 6, "kernel_size": (3, 5), "padding": (1, 2), "stride": (1, 2)},
+}
+# Height and width differ, and so do all of their images, so that no two axes can be mistaken.
+INPUT_SIZE = (5, 6)
+
+DOCUMENTED: dict[str, tuple[BlockConfig, tuple[int, int, int], int]] = {
+    "down": (BlockConfig(16, 32, kernel_size=(3, 3), stride=(1, 2), padding=(1, 1), scaler="down"), (16, 4, 255), 3792),
+    "up": (
+        BlockConfig(32, 16, kernel_size=(3, 3), output_size=(4, 255), padding=(1, 1), scaler="up"),
+        (32, 4, 128),
+        11584,
+    ),
+}
+
+
+def named_values(**fixed: str) -> Iterator[dict[str, str]]:
+    """Every combination of the named values, with those in `fixed` held."""
+    choices = [(fixed[name],) if name in fixed else values for name, values in NAMED_VALUES.items()]
+    for combination in product(*choices):
+        yield dict(zip(NAMED_VALUES, combination, strict=True))
+
+
+def enumerated(**fixed: str) -> Iterator[tuple[str, BlockConfig]]:
+    """Every combination of named values and kind of shortcut, with an id such as `pinst-prelu-new-down-mixed`."""
+    for names in named_values(**fixed):
+        for kind, arguments in SHORTCUTS.items():
+            yield "-".join([*names.values(), kind]), BlockConfig(**arguments, **names)
+
+
+@dataclass(frozen=True)
+class BadArgument:
+    """A value that `argument` must refuse, as a wrong ``"type"`` or a wrong ``"value"``."""
+
+    argument: str
+    value: Any
+    kind: str
+
+    @property
+    def id(self) -> str:
+        return f"{self.argument}={self.value!r}"
+
+    def arguments(self) -> dict[str, Any]:
+        return {"in_planes": 2, "out_planes": 3, self.argument: self.value}
+
+
+def bad_arguments() -> Iterator[BadArgument]:
+    """Every kind of refused argument (clauses 1.2 to 1.16)."""
+    number_types: list[Any] = [True, False, 2.0, float("nan"), float("inf"), 1j, "3", b"3", {3}, {3: 3}]
+    number_types += [np.float64(2.0), np.bool_(True)]
+    for argument in ("in_planes", "out_planes"):
+        for value in [*number_types, None, (3,), [3, 3]]:
+            yield BadArgument(argument, value, "type")
+        for value in (0, -1, np.int64(0)):
+            yield BadArgument(argument, value, "value")
+    for argument in ("kernel_size", "stride", "padding", "output_size"):
+        missing = [] if argument == "output_size" else [None]
+        pairs: list[Any] = [(1, True), (2.0, 1), (1, "3"), (None, 1), [1, [1]], ((1, 1), 1)]
+        for value in [*number_types, *missing, *pairs]:
+            yield BadArgument(argument, value, "type")
+        low: list[Any] = [-1, (-1, 1), [1, -1], np.int64(-1)]
+        if argument != "padding":
+            low += [0, (0, 1), [1, 0]]
+        for value in [*low, (), (1,), (1, 2, 3), [1, 2, 3, 4]]:
+            yield BadArgument(argument, value, "value")
+    for argument, names in NAMED_VALUES.items():
+        others = [name for values in NAMED_VALUES.values() for name in values if name not in names][:2]
+        for value in (None, 0, 1, True, 1.0, b"null", (names[0],), [names[0]]):
+            yield BadArgument(argument, value, "type")
+        for value in ("", names[0].upper(), names[-1].capitalize(), f" {names[0]}", f"{names[0]}\n", "none", *others):
+            yield BadArgument(argument, value, "value")

@@ -1,0 +1,233 @@
+"""The layers as steps of a branch: which parameters each reads, and which gradients and statistics it leaves.
+
+A step is built once for a configuration and rules, and holds settings only; tensors are in the `Run`.
+`forward` returns the output and what `vjp` needs; `vjp` returns dx and adds to `run.gradients`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+
+from spec_tests.config import BlockConfig, Pair
+from spec_tests.oracle import activation, alternatives, conv, norm, upsample
+from spec_tests.oracle.bounds import Arith, Array, Bounded
+
+
+@dataclass(slots=True)
+class Run:
+    """One call: the state as float64 arrays, and what the steps leave behind."""
+
+    state: dict[str, Array]
+    training: bool
+    arith: Arith
+    statistics: dict[str, Bounded]
+    gradients: dict[str, Bounded]
+    reduction: float = 1.0
+
+    def channel(self, name: str) -> Array | None:
+        """A parameter with one entry a channel, shaped (C, 1, 1); None where the block has no such parameter."""
+        array = self.state.get(name)
+        return None if array is None else array.reshape(-1, 1, 1)
+
+    def add_gradient(self, name: str, gradient: Bounded) -> None:
+        if self.reduction != 1:
+            gradient = Bounded(self.reduction * gradient.value, self.reduction * gradient.bound)
+        if name in self.gradients:
+            gradient = alternatives.plus(self.gradients[name], gradient)
+        self.gradients[name] = gradient
+
+
+class Step(Protocol):
+    """One layer of a branch."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def kind(self) -> str: ...
+
+    def forward(self, x: Bounded, run: Run) -> tuple[Bounded, Any]: ...
+
+    def vjp(self, saved: Any, dy: Bounded, run: Run) -> Bounded: ...
+
+
+@dataclass(frozen=True)
+class ConvStep:
+    """A convolution; `lay` names how the weight is read (`alternatives.lay`)."""
+
+    name: str
+    stride: Pair
+    padding: Pair
+    dilation: Pair = (1, 1)
+    lay: str = ""
+    with_bias: bool = True
+    kind: ClassVar[str] = "conv"
+
+    def forward(self, x: Bounded, run: Run) -> tuple[Bounded, Any]:
+        w = run.state[f"{self.name}.weight"]
+        b = run.state.get(f"{self.name}.bias") if self.with_bias else None
+        if self.lay:
+            w = alternatives.lay(w, self.lay)
+        return conv.convolve(x, w, b, self.stride, self.padding, run.arith, self.dilation), (x, w, b is not None)
+
+    def vjp(self, saved: Any, dy: Bounded, run: Run) -> Bounded:
+        x, w, has_bias = saved
+        dx, dw, db = conv.convolve_vjp(x, w, has_bias, self.stride, self.padding, dy, run.arith, self.dilation)
+        if self.lay:
+            dw = Bounded(alternatives.lay(dw.value, self.lay), alternatives.lay(dw.bound, self.lay))
+        run.add_gradient(f"{self.name}.weight", dw)
+        bias = f"{self.name}.bias"
+        if db is not None:
+            run.add_gradient(bias, db)
+        elif bias in run.state:
+            run.add_gradient(bias, Bounded.exact(np.zeros_like(run.state[bias])))
+        return dx
+
+
+@dataclass(frozen=True)
+class ActStep:
+    """A ReLU (`prelu` false) or PReLU; `slope` and `side` are the rules of that name."""
+
+    name: str
+    prelu: bool
+    slope: str = "channel"
+    side: str = "negative"
+    batch_mean: bool = False
+    kind: ClassVar[str] = "act"
+
+    def forward(self, x: Bounded, run: Run) -> tuple[Bounded, Any]:
+        if not self.prelu:
+            return activation.activate(x, activation.RELU, run.arith)
+        a = run.state[f"{self.name}.weight"]
+        if self.slope == "channel" and self.side == "negative":
+            return activation.activate(x, a.reshape(-1, 1, 1), run.arith)
+        return alternatives.activate(x, a, self.slope, self.side, run.arith)
+
+    def vjp(self, saved: Any, dy: Bounded, run: Run) -> Bounded:
+        if not self.prelu:
+            return activation.activate_vjp(saved, dy, run.arith)
+        if self.slope == "channel" and self.side == "negative":
+            dx = activation.activate_vjp(saved, dy, run.arith)
+            da = activation.slope_vjp(saved, dy, run.arith)
+        else:
+            dx, da = alternatives.activate_vjp(saved, dy, run.arith)
+        if self.batch_mean:
+            da = Bounded(da.value / len(dy.value), da.bound / len(dy.value))
+        run.add_gradient(f"{self.name}.weight", da)
+        return dx
+
+
+@dataclass(frozen=True)
+class NormStep:
+    """A norm. `axes` are those of its own statistics; `batch` has running ones, and the rules for them."""
+
+    name: str
+    batch: bool
+    axes: tuple[int, ...]
+    eps: float
+    eps_outside: bool = False
+    unbiased: bool = False
+    affine: str = "scale_shift"
+    momentum: float | None = 0.1
+    running_unbiased: bool = True
+    update: str = "training"
+    counter_step: int = 1
+    training_statistics: str = "batch"
+    evaluation_statistics: str = "running"
+    gradient: str = "through"
+    kind: ClassVar[str] = "norm"
+
+    def own_statistics(self, training: bool) -> bool:
+        """Whether it normalizes with the statistics of its input."""
+        return not self.batch or "batch" == (self.training_statistics if training else self.evaluation_statistics)
+
+    def forward(self, x: Bounded, run: Run) -> tuple[Bounded, Any]:
+        updates = self.batch and (self.update == "always" or (run.training and self.update == "training"))
+        own = self.own_statistics(run.training)
+        given = norm.moments(x, self.axes, run.arith) if own or updates else None
+        if updates and given is not None:
+            self._replace(given, run)
+        if given is None or not own:
+            given = self._running(x, run)
+        elif self.unbiased:
+            given = alternatives.unbiased(given)
+
+        g, b = run.channel(f"{self.name}.weight"), run.channel(f"{self.name}.bias")
+        if self.affine != "scale_shift":
+            g, b = alternatives.affine(g, b, self.affine)
+        y, saved = norm.normalize(x, g, b, self.eps, given, run.arith, self.eps_outside)
+        if self.unbiased and own:
+            saved.curvature = saved.curvature * (given.n / (given.n - 1))
+        return y, (saved, g)
+
+    def _replace(self, given: norm.Moments, run: Run) -> None:
+        """running_mean and running_var, from the statistics that normalize (6.1, 6.2), and the counter (6.3)."""
+        counter = run.state[f"{self.name}.num_batches_tracked"]
+        momentum = 1 / (float(counter) + 1) if self.momentum is None else self.momentum
+        factor = given.n / (given.n - 1) if self.running_unbiased else 1.0
+        variance = Bounded(factor * given.variance.value, factor * given.variance.bound)
+        for key, new in (("running_mean", given.mean), ("running_var", variance)):
+            name = f"{self.name}.{key}"
+            old = Bounded.exact(run.state[name])
+            if new.value.size == old.value.size:
+                flat = Bounded(new.value.ravel(), new.bound.ravel())
+            else:
+                flat = alternatives.each_channel(new, old.value.size)
+            run.statistics[name] = norm.running(old, flat, momentum, run.arith)
+        run.statistics[f"{self.name}.num_batches_tracked"] = Bounded.exact(counter + self.counter_step)
+
+    def _running(self, x: Bounded, run: Run) -> norm.Moments:
+        """The buffers of the state (4.7), or the replaced ones under a wrong rule."""
+        replaced = run.training and self.training_statistics == "updated"
+        found = []
+        for key in ("running_mean", "running_var"):
+            name = f"{self.name}.{key}"
+            buffer = run.statistics[name] if replaced else Bounded.exact(run.state[name])
+            shape = (1, -1, 1, 1)
+            found.append(Bounded(buffer.value.reshape(shape), buffer.bound.reshape(shape)))
+        return norm.given_moments(x, found[0], found[1])
+
+    def vjp(self, saved: Any, dy: Bounded, run: Run) -> Bounded:
+        normalized, g = saved
+        weight, bias = f"{self.name}.weight", f"{self.name}.bias"
+        if weight in run.state:
+            dg, db = norm.affine_vjp(normalized, dy, run.arith)
+            if self.affine != "scale_shift":
+                dg, db = alternatives.affine_vjp(dg, db, run.state[weight], run.state[bias], self.affine)
+            run.add_gradient(weight, dg)
+            run.add_gradient(bias, db)
+        return norm.normalize_vjp(
+            normalized,
+            g,
+            dy,
+            run.arith,
+            through_mean=self.gradient in ("through", "variance_detached"),
+            through_variance=self.gradient in ("through", "mean_detached"),
+        )
+
+
+@dataclass(frozen=True)
+class UpStep:
+    """Up-sampling to the size of clause 3.3."""
+
+    name: str
+    config: BlockConfig
+    interpolation: str = "corners"
+    kind: ClassVar[str] = "up"
+
+    def forward(self, x: Bounded, run: Run) -> tuple[Bounded, Any]:
+        length: Pair = (x.shape[2], x.shape[3])
+        target = self.config.upsampled_size(length)
+        if self.interpolation == "corners":
+            if length == target:
+                return x, None
+            rows, cols = upsample.axes(length, target, run.arith)
+        else:
+            rows, cols = alternatives.axes(length, target, self.interpolation, run.arith.coordinate)
+        return upsample.resample(x, rows, cols, run.arith), (rows, cols)
+
+    def vjp(self, saved: Any, dy: Bounded, run: Run) -> Bounded:
+        return dy if saved is None else upsample.resample_vjp(*saved, dy, run.arith)

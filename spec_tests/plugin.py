@@ -1,0 +1,220 @@
+"""The pytest plugin: options, the subject, clause markers, and the count of reached checks."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+
+from spec_tests import compare
+from spec_tests.clauses import all_clauses, select, sort_key
+from spec_tests.compare import NonConformance
+from spec_tests.subjects import REFERENCE, load_subject
+from spec_tests.subjects.base import Crashed, Refused, Subject, SubjectError
+from spec_tests.verdict import Failure, TestOutcome, Verdict
+
+CHAPTERS = Path(__file__).with_name("chapters")
+MISSING: pytest.StashKey[str] = pytest.StashKey()
+REACHED: pytest.StashKey[dict[str, int]] = pytest.StashKey()
+SCOPE: pytest.StashKey[tuple[list[str], list[str]]] = pytest.StashKey()
+
+PROFILES = {"smoke": 4, "default": 25, "thorough": 400}
+RANDOM_PROFILES = ("thorough",)
+
+
+class NothingChecked(Exception):
+    """A test of the suite reached no check: it could not have failed."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("mdnc-spec", "the specification of BlockBottleneck2d")
+    group.addoption("--subject", default=REFERENCE, metavar="DESIGNATOR", help="the implementation under test")
+    group.addoption("--clause", action="append", default=[], metavar="ID", help="judge this clause or chapter only")
+    group.addoption("--profile", choices=sorted(PROFILES), default="default", help="how many examples are drawn")
+    group.addoption("--seed", type=int, default=None, metavar="N", help="draw the examples from this seed")
+
+
+def resolve_seed(profile: str, seed: int | None) -> int | None:
+    """The seed of a run: None means the fixed examples that every run draws."""
+    return secrets.randbelow(2**31) if seed is None and profile in RANDOM_PROFILES else seed
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "clause(*ids): the clauses of SPEC.md that the test judges")
+    config.addinivalue_line("markers", "needs(*features): what the subject must offer for the test")
+    config.addinivalue_line("markers", "slow: takes more than a few seconds")
+    profile = config.getoption("profile")
+    # With xdist the controller draws the seed once and its workers read it.
+    config.option.seed = resolve_seed(profile, config.getoption("seed"))
+    hypothesis.settings.register_profile(
+        "mdnc-spec",
+        max_examples=PROFILES[profile],
+        deadline=None,
+        database=None,
+        derandomize=config.option.seed is None,
+        print_blob=False,
+        report_multiple_bugs=False,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    hypothesis.settings.load_profile("mdnc-spec")
+    # The command line brings a collector of its own, which outlives the run.
+    if not hasattr(config, "workerinput") and not _collectors(config):
+        config.pluginmanager.register(Collector())
+
+
+def _cited(item: pytest.Item) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(c for mark in item.iter_markers("clause") for c in mark.args))
+
+
+def _is_chapter(item: pytest.Item) -> bool:
+    return CHAPTERS in item.path.parents
+
+
+def _collectors(config: pytest.Config) -> list[Collector]:
+    return [plugin for plugin in config.pluginmanager.get_plugins() if isinstance(plugin, Collector)]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Check the citations of every test, and keep the tests of the wanted clauses."""
+    try:
+        wanted = {c for text in config.getoption("clause") for c in select(text)}
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from error
+    tested: set[str] = set()
+    for item in filter(_is_chapter, items):
+        cited = _cited(item)
+        unknown = [c for c in cited if c not in all_clauses()]
+        if unknown or not cited:
+            raise pytest.UsageError(f"{item.nodeid} cites {unknown or 'no clause'}; SPEC.md has no such clause")
+        if len({all_clauses()[c].level for c in cited}) > 1:
+            raise pytest.UsageError(f"{item.nodeid} cites MUST and SHOULD clauses; a test has one level")
+        tested.update(cited)
+        seed = config.option.seed
+        if seed is not None and isinstance(item, pytest.Function) and hasattr(item.function, "hypothesis"):
+            hypothesis.seed(seed)(item.function)
+    if wanted:
+        kept = [item for item in items if wanted & set(_cited(item))]
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = kept
+    config.stash[SCOPE] = (sorted(tested), sorted(wanted or tested))
+    for collector in _collectors(config):
+        collector.scope(*config.stash[SCOPE])
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    # With xdist only the workers collect; this is how their scope reaches the controller.
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["mdnc_spec_scope"] = session.config.stash.get(SCOPE, ([], []))
+
+
+@pytest.fixture(scope="session")
+def subject(request: pytest.FixtureRequest) -> Subject:
+    """The implementation under test."""
+    return load_subject(request.config.getoption("subject"))
+
+
+@pytest.fixture(autouse=True)
+def _needed_features(request: pytest.FixtureRequest) -> None:
+    needed = [feature for mark in request.node.iter_markers("needs") for feature in mark.args]
+    if not needed:
+        return
+    features = request.getfixturevalue("subject").features
+    for feature in needed:
+        if feature not in features:
+            request.node.stash[MISSING] = feature
+            pytest.skip(f"the subject does not offer {feature!r}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """A chapter's test must reach a check, and only those of the clauses that it cites."""
+    compare.REACHED.clear()
+    try:
+        result = yield
+    finally:
+        pyfuncitem.stash[REACHED] = dict(compare.REACHED)
+    if _is_chapter(pyfuncitem):
+        uncited = sorted(set(compare.REACHED) - set(_cited(pyfuncitem)), key=sort_key)
+        if uncited:
+            raise NothingChecked(f"{pyfuncitem.nodeid} checks {', '.join(uncited)} without citing it")
+        if not compare.REACHED.total():
+            raise NothingChecked(f"{pyfuncitem.nodeid} reached no check")
+    return result
+
+
+def _failure(item: pytest.Item, error: BaseException) -> tuple[str, Failure]:
+    """Status and story of an exception: of the subject (failed) or of the suite (errored)."""
+    clause = _cited(item)[0]
+    if isinstance(error, NonConformance):
+        return "failed", Failure(error.clause, error.what, error.got, error.expected, error.example)
+    if isinstance(error, (Refused, Crashed)):
+        got = error.message if isinstance(error, Refused) else error.error
+        return "failed", Failure(clause, "a call that must succeed", got, "a result", error.doing)
+    if isinstance(error, SubjectError):
+        return "errored", Failure("", "the subject", str(error), "an implementation that can be loaded", "")
+    return "errored", Failure("", item.nodeid, f"{type(error).__name__}: {error}", "no error of the suite itself", "")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if not _is_chapter(item) or (report.when != "call" and report.passed):
+        return report
+    status, failure, missing = "passed", None, item.stash.get(MISSING, "")
+    if report.skipped and missing:
+        status = "unsupported"
+    elif call.excinfo is not None:
+        status, failure = _failure(item, call.excinfo.value)
+    outcome = TestOutcome(item.nodeid, _cited(item), status, item.stash.get(REACHED, {}), failure, missing)
+    # xdist carries plain attributes of a report from the worker to the controller.
+    report.mdnc_spec = outcome.to_json()  # type: ignore[attr-defined]
+    return report
+
+
+class Collector:
+    """Gathers the outcomes in the process that the user started, with or without workers."""
+
+    def __init__(self) -> None:
+        self.verdict = Verdict()
+
+    def scope(self, tested: list[str], selected: list[str]) -> None:
+        self.verdict.tested, self.verdict.selected = frozenset(tested), frozenset(selected)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any, error: object | None) -> None:
+        output = getattr(node, "workeroutput", {})
+        if "mdnc_spec_scope" in output:
+            self.scope(*output["mdnc_spec_scope"])
+        if error:
+            self.verdict.troubles.append(f"a worker process ended early: {error}")
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        data: dict[str, Any] | None = getattr(report, "mdnc_spec", None)
+        if data is not None:
+            self.verdict.outcomes.append(TestOutcome.from_json(data))
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self.verdict.troubles.append(f"{report.nodeid} could not be read: {report.longreprtext}")
+
+    def pytest_internalerror(self, excrepr: object) -> None:
+        self.verdict.troubles.append(f"pytest failed: {excrepr}")
+
+    def pytest_keyboard_interrupt(self) -> None:
+        self.verdict.interrupted = True
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if not self.verdict.outcomes:
+            return
+        from spec_tests.report.terminal import chapter_lines
+
+        terminalreporter.section("conformance")
+        for line in chapter_lines(self.verdict):
+            terminalreporter.write_line(line)

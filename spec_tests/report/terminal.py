@@ -1,0 +1,167 @@
+"""The verdict in a terminal: live progress, a line a chapter, then the failures."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from spec_tests.clauses import all_chapters, all_clauses
+from spec_tests.verdict import BROKEN, CONFORMS, INTERRUPTED, NOT_JUDGED, PARTIAL, Failure, Verdict
+
+_TROUBLE = {
+    "failed": "broken",
+    "errored": "not judged",
+    "unreached": "not judged",
+    "unsure": "not judged for a failure before them",
+    "unsupported": "unsupported",
+    "interrupted": "not reached",
+    "open": "without a test yet",
+    "deselected": "not selected",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the user asked for; enough to write the command that replays a failure."""
+
+    subject: str
+    profile: str
+    seed: int | None
+
+    def replay(self, clause: str) -> str:
+        parts = ["mdnc-spec", "run", "--subject", self.subject, "--clause", clause]
+        if self.profile != "default":
+            parts += ["--profile", self.profile]
+        if self.seed is not None:
+            parts += ["--seed", str(self.seed)]
+        return shlex.join(parts)
+
+
+class Live:
+    """Shows what is being checked while the tests run; silent where the output is no terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.task = self.progress.add_task("collecting", total=None)
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        if session.items:
+            self.progress.update(self.task, total=len(session.items))
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, node: Any, ids: list[str]) -> None:
+        self.progress.update(self.task, total=len(ids))
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        file, _, test = nodeid.rpartition("::")
+        chapter = file.rpartition("test_ch")[2][:2].lstrip("0")
+        name = test.partition("[")[0].removeprefix("test_").replace("_", " ")
+        self.progress.update(self.task, description=f"chapter {chapter}: {name}"[:60].ljust(60))
+
+    def pytest_runtest_logfinish(self) -> None:
+        self.progress.advance(self.task)
+
+
+def _chapter_text(counts: Counter[str]) -> str:
+    total, passed = counts.total(), counts["passed"]
+    if counts["open"] == total:
+        return f"{total} clauses without a test yet"
+    rest = [f"{counts[status]} {words}" for status, words in _TROUBLE.items() if counts[status]]
+    return ", ".join([f"{passed} of {total} clauses hold", *rest])
+
+
+def chapter_lines(verdict: Verdict) -> list[str]:
+    """One line a chapter: how many clauses hold, and what became of the others."""
+    checks: Counter[int] = Counter()
+    for clause, number in verdict.checks().items():
+        checks[all_clauses()[clause].chapter] += number
+    titles = all_chapters()
+    return [
+        f"{chapter:>2} {titles[chapter]:<26}{_chapter_text(counts):<40}"
+        + (f"{checks[chapter]:>9,} checks" if checks[chapter] else "")
+        for chapter, counts in verdict.chapter_counts().items()
+        if counts["deselected"] != counts.total()
+    ]
+
+
+def _block(label: str, text: str) -> Text:
+    first, *others = text.splitlines() or [""]
+    lines = [f"    {label:<10}{first}", *(" " * 14 + line for line in others)]
+    return Text("\n".join(lines))
+
+
+def _show_failure(console: Console, title: Text, failure: Failure, more: int, replay: str) -> None:
+    console.print()
+    console.print(title)
+    for label, text in (
+        ("what", failure.what),
+        ("example", failure.example),
+        ("got", failure.got),
+        ("expected", failure.expected),
+        ("replay", replay),
+    ):
+        if text:
+            console.print(_block(label, text), soft_wrap=True)
+    if more:
+        console.print(_block("also", f"{more} more tests of this clause failed"))
+
+
+def _summary(verdict: Verdict) -> str:
+    status = verdict.exit_status()
+    clauses = verdict.clause_status()
+    holding = sum(s == "passed" for s in clauses.values())
+    if status == INTERRUPTED:
+        return f"interrupted: {len(verdict.outcomes)} tests had ended, {len(verdict.broken())} clauses are broken so far"
+    if status == BROKEN:
+        return f"does not conform: broken {', '.join(verdict.broken())}"
+    if status == NOT_JUDGED:
+        return "could not be judged"
+    if status == PARTIAL:
+        lost = [c for found in verdict.unsupported().values() for c in found]
+        return f"partial: {holding} clauses hold, {len(set(lost))} could not be judged for what is unsupported"
+    return f"conforms: {holding} clauses hold, {verdict.checks().total():,} checks"
+
+
+def show(verdict: Verdict, run: Run, console: Console) -> None:
+    """Print the verdict."""
+    for line in chapter_lines(verdict):
+        console.print(Text(line), soft_wrap=True)
+    by_clause: dict[str, list[Failure]] = {}
+    for outcome in verdict.failures():
+        if outcome.failure:
+            by_clause.setdefault(outcome.failure.clause, []).append(outcome.failure)
+    for clause, failures in by_clause.items():
+        level = all_clauses()[clause].level
+        word, style = ("FAILED", "bold red") if level == "MUST" else ("ADVICE", "bold yellow")
+        title = Text.assemble((f"{word} {clause}", style), f" {level}: {all_clauses()[clause].text}")
+        _show_failure(console, title, failures[0], len(failures) - 1, run.replay(clause))
+    told: set[Failure] = set()
+    for outcome in verdict.errors():
+        if outcome.failure and outcome.failure not in told:
+            told.add(outcome.failure)
+            _show_failure(console, Text("ERROR", "bold magenta"), outcome.failure, 0, "")
+    for trouble in verdict.troubles:
+        console.print(Text(f"ERROR {trouble}", "magenta"), soft_wrap=True)
+    unreached = [c for c, s in verdict.clause_status().items() if s == "unreached"]
+    if unreached:
+        console.print(Text(f"ERROR no check was reached for clauses {', '.join(unreached)}", "magenta"), soft_wrap=True)
+    for feature, clauses in verdict.unsupported().items():
+        console.print(Text(f"UNSUPPORTED {feature!r}, lost clauses: {', '.join(clauses)}", "yellow"), soft_wrap=True)
+    console.print()
+    style = {CONFORMS: "bold green", BROKEN: "bold red"}.get(verdict.exit_status(), "bold yellow")
+    console.print(Text(f"{run.subject} {_summary(verdict)}", style), soft_wrap=True)

@@ -1,0 +1,132 @@
+"""The interface between the chapters and whatever they judge."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+class SubjectError(Exception):
+    """The implementation under test could not be loaded or reached; nothing was judged."""
+
+
+class Refused(Exception):
+    """The subject refused its arguments or its input.
+
+    `kind` is ``"type"``, ``"value"``, or empty where the subject cannot tell.
+    """
+
+    def __init__(self, kind: str, message: str, doing: str = "") -> None:
+        self.kind, self.message, self.doing = kind, message, doing
+        super().__init__(f"{doing}: refused: {message}" if doing else message)
+
+
+class Crashed(Exception):
+    """The subject raised an error that is no refusal."""
+
+    def __init__(self, error: str, doing: str) -> None:
+        self.error, self.doing = error, doing
+        super().__init__(f"{doing}: {error}")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A parameter or buffer of a block: `role` is ``"parameter"`` or ``"buffer"``."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    role: str
+    trainable: bool = False
+    persistent: bool = True
+
+
+class Block(ABC):
+    """One block that the subject built. Arrays go in and come out as NumPy arrays."""
+
+    @abstractmethod
+    def entries(self) -> dict[str, Entry]:
+        """Every parameter and buffer by name, in the order of the state."""
+
+    @abstractmethod
+    def forward(self, x: Array, training: bool = True) -> Array:
+        """The output for `x` (N, C, H, W), in the given mode.
+
+        Raises:
+            Refused: the block refuses the input.
+            Crashed: anything else went wrong.
+        """
+
+    @abstractmethod
+    def state(self) -> dict[str, Array]:
+        """Copies of all entries of the state, in its order."""
+
+    @abstractmethod
+    def load(self, state: Mapping[str, Array]) -> None:
+        """Replace the state, strictly. Raises Refused if it does not fit."""
+
+    # What follows exists for subjects that declare the feature of the same name.
+
+    def copy(self) -> Block:
+        """An independent copy (feature ``"copy"``)."""
+        raise NotImplementedError
+
+    def serialized(self) -> Block:
+        """The block after it was serialized and read back (feature ``"serialize"``)."""
+        raise NotImplementedError
+
+    def converted(self, dtype: str) -> Block:
+        """A copy whose floating-point entries have another type (feature ``"convert"``)."""
+        raise NotImplementedError
+
+    def modes(self) -> dict[str, bool]:
+        """Whether each layer is in training; the block itself is ``""`` (feature ``"mode"``)."""
+        raise NotImplementedError
+
+    def set_mode(self, training: bool) -> None:
+        """Switch between training and evaluation (feature ``"mode"``)."""
+        raise NotImplementedError
+
+    def memory(self) -> dict[str, tuple[int, int]]:
+        """First address and number of bytes of each entry (feature ``"memory"``)."""
+        raise NotImplementedError
+
+    def summary(self, shape: Sequence[int]) -> str:
+        """The table of torchsummary for one input of `shape` (C, H, W) (feature ``"summary"``)."""
+        raise NotImplementedError
+
+
+class Subject(ABC):
+    """The implementation under test.
+
+    Attributes:
+        designator: how the user named it.
+        features: what it can do beyond building, describing and running a block.
+    """
+
+    designator: str
+    features: frozenset[str]
+
+    @abstractmethod
+    def build(self, arguments: Mapping[str, Any], positional: Sequence[Any] = (), seed: int | None = None) -> Block:
+        """Build a block; `seed` (feature ``"seed"``) makes its initial parameters repeatable.
+
+        Raises:
+            Refused: the subject refuses the arguments.
+            Crashed: anything else went wrong.
+        """
+
+    def versions(self) -> dict[str, str]:
+        """Versions of what the subject is built on, for the report."""
+        return {}
+
+
+def zeros(shape: Sequence[int]) -> Array:
+    """A float32 input of zeros, for where only shapes matter."""
+    return np.zeros(tuple(shape), np.float32)

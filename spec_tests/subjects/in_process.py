@@ -1,0 +1,139 @@
+"""A torch module class in this process as a subject."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import pickle
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from spec_tests.config import render_call
+from spec_tests.subjects.base import Array, Block, Crashed, Entry, Refused, Subject
+
+FEATURES = frozenset({"copy", "serialize", "convert", "mode", "memory", "summary", "seed", "python"})
+
+
+@contextmanager
+def _translated(doing: str) -> Iterator[None]:
+    """Turn what the subject raises into Refused and Crashed."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        kind = "type" if isinstance(error, TypeError) else "value"
+        raise Refused(kind, f"{type(error).__name__}: {error}", doing) from error
+    except Exception as error:
+        raise Crashed(f"{type(error).__name__}: {error}", doing) from error
+
+
+def _array(tensor: torch.Tensor) -> Array:
+    # NumPy has no bfloat16; float32 holds every bfloat16 number exactly.
+    plain = tensor.detach().to(torch.float32) if tensor.dtype == torch.bfloat16 else tensor.detach()
+    return plain.cpu().numpy().copy()
+
+
+class TorchBlock(Block):
+    def __init__(self, module: nn.Module, code: str) -> None:
+        self.module, self.code = module, code
+
+    def entries(self) -> dict[str, Entry]:
+        state = self.module.state_dict()
+        parameters = dict(self.module.named_parameters(remove_duplicate=False))
+        buffers = dict(self.module.named_buffers(remove_duplicate=False))
+        found = {}
+        for name in [*state, *(n for n in (*parameters, *buffers) if n not in state)]:
+            tensor = parameters.get(name, buffers.get(name, state.get(name)))
+            if not isinstance(tensor, torch.Tensor):
+                raise Crashed(f"the entry {name!r} of the state is a {type(tensor).__name__}, no tensor", self.code)
+            found[name] = Entry(
+                tuple(tensor.shape),
+                str(tensor.dtype).removeprefix("torch."),
+                "parameter" if name in parameters else "buffer",
+                tensor.requires_grad,
+                name in state,
+            )
+        return found
+
+    def forward(self, x: Array, training: bool = True) -> Array:
+        self.module.train(training)
+        with _translated(f"{self.code}, called with {x.dtype} {x.shape}"), torch.no_grad():
+            return _array(self.module(torch.from_numpy(x)))
+
+    def state(self) -> dict[str, Array]:
+        return {name: _array(tensor) for name, tensor in self.module.state_dict().items()}
+
+    def load(self, state: Mapping[str, Array]) -> None:
+        tensors = OrderedDict((name, torch.from_numpy(np.array(value))) for name, value in state.items())
+        # The versions that torch writes into a state: without them it takes the state for one of a release
+        # before 0.4.1 and makes up a missing counter.
+        tensors._metadata = self.module.state_dict()._metadata  # type: ignore[attr-defined]
+        try:
+            self.module.load_state_dict(tensors, strict=True)
+        except RuntimeError as error:  # torch's own way to refuse a state
+            raise Refused("", f"RuntimeError: {error}", self.code) from error
+
+    def _derived(self, make: Callable[[], Any], doing: str) -> TorchBlock:
+        with _translated(f"{self.code}, {doing}"):
+            return TorchBlock(make(), self.code)
+
+    def copy(self) -> TorchBlock:
+        return self._derived(lambda: copy.deepcopy(self.module), "copy.deepcopy")
+
+    def serialized(self) -> TorchBlock:
+        return self._derived(lambda: pickle.loads(pickle.dumps(self.module)), "pickle")
+
+    def converted(self, dtype: str) -> TorchBlock:
+        return self._derived(lambda: copy.deepcopy(self.module).to(getattr(torch, dtype)), f"to({dtype})")
+
+    def modes(self) -> dict[str, bool]:
+        return {name: module.training for name, module in self.module.named_modules()}
+
+    def set_mode(self, training: bool) -> None:
+        self.module.train(training)
+
+    def memory(self) -> dict[str, tuple[int, int]]:
+        state = self.module.state_dict()
+        return {name: (t.data_ptr(), t.numel() * t.element_size()) for name, t in state.items()}
+
+    def summary(self, shape: Sequence[int]) -> str:
+        import torchsummary
+
+        printed = io.StringIO()
+        with _translated(f"{self.code}, torchsummary"), contextlib.redirect_stdout(printed), torch.no_grad():
+            # torchsummary leaves out the model that it is given; in a Sequential the block has its row.
+            torchsummary.summary(nn.Sequential(self.module), tuple(shape), device="cpu")
+        own = type(self.module).__name__
+        lines = printed.getvalue().splitlines(keepends=True)
+        # The block's own row carries the name of its class; the tables are those of the documented class.
+        return "".join(
+            f"{line[:20].strip().replace(own, 'BlockBottleneck2d', 1):>20}{line[20:]}"
+            if line.lstrip().startswith(f"{own}-")
+            else line
+            for line in lines
+        )
+
+
+class TorchSubject(Subject):
+    """A subclass of torch.nn.Module with the constructor of the specification."""
+
+    def __init__(self, designator: str, factory: Callable[..., nn.Module]) -> None:
+        # Small tensors: one thread is faster, and workers do not compete for cores.
+        torch.set_num_threads(1)
+        self.designator, self.factory, self.features = designator, factory, FEATURES
+
+    def build(self, arguments: Mapping[str, Any], positional: Sequence[Any] = (), seed: int | None = None) -> TorchBlock:
+        code = render_call(arguments) if not positional else f"BlockBottleneck2d{tuple(positional)!r}"
+        if seed is not None:
+            torch.manual_seed(seed)
+        with _translated(code):
+            return TorchBlock(self.factory(*positional, **arguments), code)
+
+    def versions(self) -> dict[str, str]:
+        return {"torch": torch.__version__}

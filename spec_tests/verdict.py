@@ -1,0 +1,138 @@
+"""What a run found: the outcome of every test, added up by clause and chapter."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from spec_tests.clauses import all_clauses, sort_key
+
+CONFORMS, BROKEN, PARTIAL, NOT_JUDGED, INTERRUPTED = 0, 1, 2, 3, 130
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a test failed or errored: `clause` may be empty for an error of the suite."""
+
+    clause: str
+    what: str
+    got: str
+    expected: str
+    example: str
+
+
+@dataclass(frozen=True)
+class TestOutcome:
+    """One test: `status` is ``"passed"``, ``"failed"``, ``"errored"`` or ``"unsupported"``.
+
+    `reached` counts the checks of each clause; `missing` is the feature that the subject lacks.
+    """
+
+    test: str
+    clauses: tuple[str, ...]
+    status: str
+    reached: dict[str, int] = field(default_factory=dict)
+    failure: Failure | None = None
+    missing: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> TestOutcome:
+        failure = Failure(**data["failure"]) if data["failure"] else None
+        return cls(**{**data, "clauses": tuple(data["clauses"]), "failure": failure})
+
+
+@dataclass
+class Verdict:
+    """All outcomes of a run.
+
+    `tested` are the ids of the clauses for which a test exists, selected or not; `selected` those that the
+    run was to judge.
+    """
+
+    outcomes: list[TestOutcome] = field(default_factory=list)
+    tested: frozenset[str] = frozenset()
+    selected: frozenset[str] = frozenset()
+    interrupted: bool = False
+    troubles: list[str] = field(default_factory=list)
+
+    def failures(self) -> list[TestOutcome]:
+        """Failed tests, in the order of their broken clauses."""
+        failed = [o for o in self.outcomes if o.status == "failed" and o.failure]
+        return sorted(failed, key=lambda o: (sort_key(o.failure.clause) if o.failure else (0, 0), o.test))
+
+    def errors(self) -> list[TestOutcome]:
+        return [o for o in self.outcomes if o.status == "errored"]
+
+    def unsupported(self) -> dict[str, list[str]]:
+        """The features that the subject lacks, each with the clauses that could not be judged for it."""
+        found: dict[str, set[str]] = {}
+        for outcome in self.outcomes:
+            if outcome.status == "unsupported":
+                found.setdefault(outcome.missing, set()).update(outcome.clauses)
+        return {feature: sorted(clauses, key=sort_key) for feature, clauses in sorted(found.items())}
+
+    def checks(self) -> Counter[str]:
+        """How many checks of each clause were reached."""
+        total: Counter[str] = Counter()
+        for outcome in self.outcomes:
+            total.update(outcome.reached)
+        return total
+
+    def clause_status(self) -> dict[str, str]:
+        """Status of every clause of the specification.
+
+        ``"open"`` means that no test exists yet; ``"deselected"`` that the run left it out;
+        ``"unreached"`` that its tests passed without checking it, which is an error of the suite.
+        """
+        broken = {o.failure.clause for o in self.failures() if o.failure}
+        unsure = {c for o in self.errors() for c in o.clauses}
+        unsupported = {c for clauses in self.unsupported().values() for c in clauses}
+        reached = self.checks()
+        # A test that stopped early says nothing about the clauses behind its failure.
+        cut_short = {c for o in self.outcomes if o.status in ("failed", "errored") for c in o.clauses}
+        status = {}
+        for clause in all_clauses():
+            if clause not in self.tested:
+                status[clause] = "open"
+            elif clause in broken:
+                status[clause] = "failed"
+            elif clause in unsure:
+                status[clause] = "errored"
+            elif clause in unsupported:
+                status[clause] = "unsupported"
+            elif clause not in self.selected:
+                status[clause] = "deselected"
+            elif clause in cut_short:
+                status[clause] = "unsure"
+            elif reached[clause]:
+                status[clause] = "passed"
+            else:
+                status[clause] = "interrupted" if self.interrupted else "unreached"
+        return status
+
+    def chapter_counts(self) -> dict[int, Counter[str]]:
+        """For every chapter, how many clauses have which status."""
+        counts: dict[int, Counter[str]] = {}
+        for clause, status in self.clause_status().items():
+            counts.setdefault(all_clauses()[clause].chapter, Counter())[status] += 1
+        return counts
+
+    def broken(self, level: str = "MUST") -> list[str]:
+        """The ids of the broken clauses of a level."""
+        return [c for c, s in self.clause_status().items() if s == "failed" and all_clauses()[c].level == level]
+
+    def exit_status(self) -> int:
+        """0 conforms, 1 does not conform, 2 partial, 3 could not be judged, 130 interrupted."""
+        statuses = set(self.clause_status().values())
+        if self.interrupted:
+            return INTERRUPTED
+        if self.broken():
+            return BROKEN
+        if self.troubles or statuses & {"errored", "unreached"} or not statuses & {"passed", "failed"}:
+            return NOT_JUDGED
+        return PARTIAL if "unsupported" in statuses else CONFORMS
+

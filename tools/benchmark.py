@@ -1,0 +1,415 @@
+"""Measurements of this project, each a subcommand; `python tools/benchmark.py --help` lists them.
+
+reference: what the reference block costs, in time and in memory, beyond the work that it describes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch reads it at import: its profiler logs each start to stderr
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from mdnc.modules.resnet import BlockBottleneck2d
+
+BAR = 1.03
+Weights = Mapping[str, Tensor]
+Chain = Callable[[Tensor, Weights], Tensor]
+
+
+# ---------------------------------------------------------------- reference: the chains, by hand
+
+
+def documented_down(x: Tensor, w: Weights) -> Tensor:
+    h = F.instance_norm(x, weight=w["conv1.0.weight"], bias=w["conv1.0.bias"])
+    h = F.conv2d(F.prelu(h, w["conv1.1.weight"]), w["conv1.2.weight"])
+    h = F.instance_norm(h, weight=w["conv2.0.weight"], bias=w["conv2.0.bias"])
+    h = F.conv2d(F.prelu(h, w["conv2.1.weight"]), w["conv2.2.weight"], stride=(1, 2), padding=(1, 1))
+    h = F.instance_norm(h, weight=w["conv3.0.weight"], bias=w["conv3.0.bias"])
+    h = F.conv2d(F.prelu(h, w["conv3.1.weight"]), w["conv3.2.weight"])
+    s = F.conv2d(x, w["in_node.0.weight"], stride=(1, 2))
+    return h + F.instance_norm(s, weight=w["in_node.1.weight"], bias=w["in_node.1.bias"])
+
+
+def documented_up(x: Tensor, w: Weights) -> Tensor:
+    h = F.instance_norm(x, weight=w["conv1.0.weight"], bias=w["conv1.0.bias"])
+    h = F.conv2d(F.prelu(h, w["conv1.1.weight"]), w["conv1.2.weight"])
+    h = F.instance_norm(h, weight=w["conv2.0.weight"], bias=w["conv2.0.bias"])
+    h = F.prelu(h, w["conv2.1.weight"])
+    h = F.interpolate(h, size=(4, 255), mode="bilinear", align_corners=True)
+    h = F.conv2d(h, w["conv2.3.weight"], padding=(1, 1))
+    h = F.instance_norm(h, weight=w["conv3.0.weight"], bias=w["conv3.0.bias"])
+    h = F.conv2d(F.prelu(h, w["conv3.1.weight"]), w["conv3.2.weight"])
+    s = F.interpolate(x, size=(4, 255), mode="bilinear", align_corners=True)
+    s = F.conv2d(s, w["in_node.1.weight"])
+    return h + F.instance_norm(s, weight=w["in_node.2.weight"], bias=w["in_node.2.bias"])
+
+
+def identity_inst_new(x: Tensor, w: Weights) -> Tensor:
+    h = F.conv2d(F.relu(F.instance_norm(x)), w["conv1.2.weight"])
+    h = F.conv2d(F.relu(F.instance_norm(h)), w["conv2.2.weight"], padding=(1, 1))
+    return F.conv2d(F.relu(F.instance_norm(h)), w["conv3.2.weight"]) + x
+
+
+def channels_inst_old(x: Tensor, w: Weights) -> Tensor:
+    h = F.prelu(F.instance_norm(F.conv2d(x, w["conv1.0.weight"])), w["conv1.2.weight"])
+    h = F.prelu(F.instance_norm(F.conv2d(h, w["conv2.0.weight"], padding=(1, 1))), w["conv2.2.weight"])
+    h = F.prelu(F.instance_norm(F.conv2d(h, w["conv3.0.weight"])), w["conv3.2.weight"])
+    return h + F.instance_norm(F.conv2d(x, w["in_node.0.weight"]))
+
+
+def batch_norm(x: Tensor, w: Weights, name: str) -> Tensor:
+    """Batch norm in training: `w` holds the running statistics too, which change in place."""
+    mean, variance = w[f"{name}.running_mean"], w[f"{name}.running_var"]
+    return F.batch_norm(x, mean, variance, w[f"{name}.weight"], w[f"{name}.bias"], training=True)
+
+
+def stride_batch_old(x: Tensor, w: Weights) -> Tensor:
+    h = F.relu(batch_norm(F.conv2d(x, w["conv1.0.weight"]), w, "conv1.1"))
+    h = F.relu(batch_norm(F.conv2d(h, w["conv2.0.weight"], stride=(2, 2), padding=(1, 1)), w, "conv2.1"))
+    h = F.relu(batch_norm(F.conv2d(h, w["conv3.0.weight"]), w, "conv3.1"))
+    return h + batch_norm(F.conv2d(x, w["in_node.0.weight"], stride=(2, 2)), w, "in_node.1")
+
+
+def up_batch_new(x: Tensor, w: Weights) -> Tensor:
+    h = F.conv2d(F.relu(batch_norm(x, w, "conv1.0")), w["conv1.2.weight"])
+    h = F.relu(batch_norm(h, w, "conv2.0"))
+    h = F.interpolate(h, scale_factor=(2.0, 2.0), mode="bilinear", align_corners=True)
+    h = F.conv2d(h, w["conv2.3.weight"], padding=(1, 1))
+    h = F.conv2d(F.relu(batch_norm(h, w, "conv3.0")), w["conv3.2.weight"])
+    s = F.interpolate(x, scale_factor=(2.0, 2.0), mode="bilinear", align_corners=True)
+    return h + batch_norm(F.conv2d(s, w["in_node.1.weight"]), w, "in_node.2")
+
+
+def identity_batch_old(x: Tensor, w: Weights) -> Tensor:
+    h = F.prelu(batch_norm(F.conv2d(x, w["conv1.0.weight"]), w, "conv1.1"), w["conv1.2.weight"])
+    h = F.prelu(batch_norm(F.conv2d(h, w["conv2.0.weight"], padding=(2, 2)), w, "conv2.1"), w["conv2.2.weight"])
+    return F.prelu(batch_norm(F.conv2d(h, w["conv3.0.weight"]), w, "conv3.1"), w["conv3.2.weight"]) + x
+
+
+def identity_null(x: Tensor, w: Weights) -> Tensor:
+    h = F.prelu(F.conv2d(x, w["conv1.0.weight"], w["conv1.0.bias"]), w["conv1.1.weight"])
+    h = F.prelu(F.conv2d(h, w["conv2.0.weight"], w["conv2.0.bias"], padding=(1, 1)), w["conv2.1.weight"])
+    return F.prelu(F.conv2d(h, w["conv3.0.weight"], w["conv3.0.bias"]), w["conv3.1.weight"]) + x
+
+
+def stride_null_relu(x: Tensor, w: Weights) -> Tensor:
+    h = F.relu(F.conv2d(x, w["conv1.0.weight"], w["conv1.0.bias"]))
+    h = F.relu(F.conv2d(h, w["conv2.0.weight"], w["conv2.0.bias"], stride=(2, 2), padding=(1, 1)))
+    h = F.relu(F.conv2d(h, w["conv3.0.weight"], w["conv3.0.bias"]))
+    return h + F.conv2d(x, w["in_node.0.weight"], w["in_node.0.bias"], stride=(2, 2))
+
+
+# ---------------------------------------------------------------- reference: what is measured
+
+
+@dataclass(frozen=True)
+class Case:
+    """One configuration of the block, the same chain by hand, and the input that both are timed on."""
+
+    name: str
+    chain: Chain
+    shape: tuple[int, int, int]
+    batch: int
+    out_planes: int
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def block(self, kind: type[BlockBottleneck2d] = BlockBottleneck2d) -> BlockBottleneck2d:
+        torch.manual_seed(0)
+        return kind(self.shape[0], self.out_planes, **self.arguments)
+
+    def input(self, batch: int) -> Tensor:
+        return torch.randn(batch, *self.shape, generator=torch.Generator().manual_seed(batch)).requires_grad_()
+
+
+CASES = (
+    Case("down, pinst new", documented_down, (16, 4, 255), 16, 32, {"stride": (1, 2)}),
+    Case("up, pinst new", documented_up, (32, 4, 128), 16, 16, {"output_size": (4, 255), "scaler": "up"}),
+    Case("identity, inst new", identity_inst_new, (16, 4, 255), 16, 16, {"normalizer": "inst", "activator": "relu"}),
+    Case("identity, null", identity_null, (16, 4, 255), 16, 16, {"normalizer": "null"}),
+    Case("channels, inst old", channels_inst_old, (32, 28, 28), 16, 64, {"normalizer": "inst", "layer_order": "old"}),
+    Case(
+        "identity 5x5, batch old",
+        identity_batch_old,
+        (32, 28, 28),
+        16,
+        32,
+        {"kernel_size": 5, "padding": 2, "normalizer": "batch", "layer_order": "old"},
+    ),
+    Case(
+        "up x2, batch new",
+        up_batch_new,
+        (64, 28, 28),
+        8,
+        32,
+        {"stride": 2, "normalizer": "batch", "activator": "relu", "scaler": "up"},
+    ),
+    Case(
+        "down x2, batch old",
+        stride_batch_old,
+        (64, 56, 56),
+        8,
+        128,
+        {"stride": 2, "normalizer": "batch", "activator": "relu", "layer_order": "old"},
+    ),
+    Case(
+        "down x2, null",
+        stride_null_relu,
+        (64, 56, 56),
+        8,
+        128,
+        {"stride": 2, "normalizer": "null", "activator": "relu"},
+    ),
+)
+
+
+class InPlace(BlockBottleneck2d):
+    """The block with the addition of the toolkit, in place: what the memory is compared with."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check(x)
+        res: Tensor = self.conv3(self.conv2(self.conv1(x)))
+        res += x if self.in_node is None else self.in_node(x)
+        return res
+
+
+def require_equal(case: Case) -> None:
+    """Refuse to compare the costs of different functions: outputs and gradients must be the same bits."""
+    block, x = case.block(), case.input(2)
+    results = []
+    for function in (block, lambda t: case.chain(t, dict(case.block().state_dict(keep_vars=True)))):
+        weights: list[Tensor] = [x]
+        y = function(x)
+        results.append([y, *torch.autograd.grad(y, weights, torch.ones_like(y))])
+    if not all(torch.equal(a, b) for a, b in zip(*results, strict=True)):
+        raise SystemExit(f"{case.name}: the chain written by hand computes something else than the block")
+
+
+def pairs(first: Callable[[], object], second: Callable[[], object], rounds: int, least_s: float) -> list[float]:
+    """Ratios of the time of `first` to that of `second`, one from each of `rounds` interleaved pairs.
+
+    One thread is timed by its own processor time, so that other processes count for little.
+    """
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+
+    def timed(function: Callable[[], object], calls: int) -> float:
+        start = clock()
+        for _ in range(calls):
+            function()
+        return clock() - start
+
+    for function in (first, second):
+        timed(function, 3)
+    calls = max(1, round(least_s / min(timed(second, 1) for _ in range(3))))
+    ratios = []
+    gc.collect()
+    gc.disable()
+    try:
+        for index in range(rounds):
+            if index % 2:
+                denominator = timed(second, calls)
+                numerator = timed(first, calls)
+            else:
+                numerator = timed(first, calls)
+                denominator = timed(second, calls)
+            ratios.append(numerator / denominator)
+    finally:
+        gc.enable()
+    return ratios
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """The median of paired ratios and the middle half of them."""
+
+    low: float
+    median: float
+    high: float
+
+    @classmethod
+    def of(cls, ratios: Sequence[float]) -> Ratio:
+        low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
+        return cls(low, median, high)
+
+    @property
+    def over(self) -> bool:
+        return self.median > BAR
+
+    def __str__(self) -> str:
+        return f"{self.median:.3f}  [{self.low:.3f}, {self.high:.3f}]"
+
+
+def time_case(case: Case, batch: int, rounds: int, least_s: float, control: bool) -> tuple[Ratio, Ratio]:
+    """The ratios for the forward pass without a graph, and for forward and backward."""
+    block, x = case.block(), case.input(batch)
+    weights = dict(block.state_dict(keep_vars=True))
+    inputs = [x, *block.parameters()]
+    grad = torch.ones_like(block(x))
+
+    def chain(t: Tensor) -> Tensor:
+        return case.chain(t, weights)
+
+    subject: Callable[[Tensor], Tensor] = chain if control else block
+
+    def step(function: Callable[[Tensor], Tensor]) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(function(x), inputs, grad)
+
+    with torch.no_grad():
+        forward = pairs(lambda: subject(x), lambda: chain(x), rounds, least_s)
+    return Ratio.of(forward), Ratio.of(pairs(step(subject), step(chain), rounds, least_s))
+
+
+def peak_bytes(case: Case, kind: type[BlockBottleneck2d]) -> int | None:
+    """Peak of what a training step allocates, from torch's allocator; None if the step cannot be made."""
+    block, x = case.block(kind), case.input(case.batch)
+    with torch.no_grad():
+        grad = torch.ones_like(block(x))
+    gc.collect()
+    gc.disable()
+    try:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+            block(x).backward(grad)
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        return None
+    finally:
+        gc.enable()
+    results: Any = profiler.profiler
+    events = [event for event in results.kineto_results.events() if event.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    kept = sum(t.grad.nbytes for t in (x, *block.parameters()) if t.grad is not None)
+    if live != kept:
+        raise SystemExit(f"{case.name}: the profiler saw {live} bytes left over, but the gradients hold {kept}")
+    return peak
+
+
+def output_bytes(case: Case) -> int:
+    with torch.no_grad():
+        return int(case.block()(case.input(case.batch)).nbytes)
+
+
+def run_reference(options: argparse.Namespace) -> int:
+    """Print both tables; 1 if a judged ratio exceeds the bar or a step needs too much memory."""
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    rounds = options.rounds or (15 if options.quick else 60)
+    least_s = 0.005 if options.quick else 0.02
+    threads = torch.get_num_threads()
+    cases = [case for case in CASES if not options.match or options.match in case.name]
+    for case in cases:
+        require_equal(case)
+
+    what = "the chain itself (control: 1 but for noise)" if options.control else "the block"
+    table = Table(
+        title=f"Time of {what} / time of the same torch.nn.functional calls by hand\n"
+        f"median [quartiles] of {rounds} pairs, {threads} thread(s), bar {BAR}",
+        caption="rows of batch 1 are for information",
+    )
+    for heading in ("configuration", "input"):
+        table.add_column(heading)
+    for heading in ("forward", "forward + backward"):
+        table.add_column(heading, justify="right")
+    table.add_column("")
+    over = 0
+    jobs = [(case, batch) for case in cases for batch in (case.batch, 1)]
+    with console.status("") as status:
+        for index, (case, batch) in enumerate(jobs):
+            shape = "x".join(map(str, (batch, *case.shape)))
+            status.update(f"timing {index + 1}/{len(jobs)}: {case.name}, {shape}")
+            ratios = time_case(case, batch, rounds, least_s, options.control)
+            exceeds = any(ratio.over for ratio in ratios)
+            judged = batch == case.batch
+            over += exceeds and judged
+            mark = "[bold red]over[/]" if exceeds and judged else "" if judged else "[dim]info[/]"
+            table.add_row(case.name, shape, *map(str, ratios), mark, style=None if judged else "dim")
+    console.print(table)
+
+    table = Table(
+        title="Peak memory of a training step, in bytes\nbar: what the addition in place needs, and one output",
+    )
+    for heading in ("configuration", "input"):
+        table.add_column(heading)
+    for heading in ("block", "in place", "one output", "difference"):
+        table.add_column(heading, justify="right")
+    table.add_column("")
+    for case in cases:
+        mine, theirs, output = peak_bytes(case, BlockBottleneck2d), peak_bytes(case, InPlace), output_bytes(case)
+        row = [case.name, "x".join(map(str, (case.batch, *case.shape)))]
+        if mine is None:
+            table.add_row(*row, "cannot train", "", f"{output:,}", "", "[bold red]over[/]")
+            over += 1
+        elif theirs is None:
+            table.add_row(*row, f"{mine:,}", "cannot train", f"{output:,}", "", "[dim]info[/]")
+        else:
+            exceeds = mine > theirs + output
+            over += exceeds
+            mark = "[bold red]over[/]" if exceeds else ""
+            table.add_row(*row, f"{mine:,}", f"{theirs:,}", f"{output:,}", f"{mine - theirs:,}", mark)
+    console.print(table)
+    console.print(f"{over} over the bar" if over else "every judged row is within its bar")
+    return 1 if over else 0
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="python tools/benchmark.py", description="Measure this project. Each subcommand prints tables and judges."
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    reference = commands.add_parser(
+        "reference",
+        help="time and memory of the reference block against the bare computation",
+        description=(
+            "Compare mdnc.modules.resnet.BlockBottleneck2d with the same chain of torch.nn.functional calls, written "
+            "out by hand and fed the same parameters. Runs are paired and take turns in going first; the median of "
+            f"the ratios must not exceed {BAR} for any configuration. Then compare the peak memory of a training step "
+            "with that of an addition in place: at most one output more."
+        ),
+        epilog=(
+            "exit status: 0 within every bar, 1 not, 2 wrong usage. A ratio near the bar with wide quartiles is noise: "
+            "leave the machine alone, raise --rounds, or see with --control what the machine can resolve."
+        ),
+    )
+    reference.add_argument("--quick", action="store_true", help="15 short rounds: a look, not a verdict")
+    reference.add_argument("--rounds", type=whole, metavar="N", help="pairs for each ratio (default 60, quick 15)")
+    reference.add_argument("--threads", type=whole, default=1, metavar="N", help="threads of torch (default 1)")
+    reference.add_argument("--match", metavar="TEXT", help="only the configurations whose name contains TEXT")
+    reference.add_argument("--control", action="store_true", help="time the chain against itself: the noise")
+    reference.set_defaults(run=run_reference)
+    return top
+
+
+def whole(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
+    return int(text)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    result: int = options.run(options)
+    return result
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

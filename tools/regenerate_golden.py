@@ -1,0 +1,223 @@
+"""Check the golden data against the reference, or write it again.
+
+Without an option this only checks: a missing, a changed and an unused file each fail, with a diff.
+golden/documented is input: no option writes it, and a reference that disagrees with it fails.
+
+    python tools/regenerate_golden.py                      check everything
+    python tools/regenerate_golden.py -k batch             check the cases with "batch" in their name
+    python tools/regenerate_golden.py --update-new-only    add what is missing, change nothing
+    python tools/regenerate_golden.py --update             write what differs, remove what is unused
+
+Exit status: 0 the data is as generated, 1 it is not, 2 bad arguments or refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import difflib
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+
+import mdnc  # noqa: E402
+from spec_tests.config import BlockConfig  # noqa: E402
+from spec_tests.enumeration import DOCUMENTED, INPUT_SIZE, enumerated  # noqa: E402
+from spec_tests.summary import table  # noqa: E402
+
+PROVENANCE = "provenance.json"
+# Whatever decides the content of the data besides the versions of the packages.
+GENERATOR = ("tools/regenerate_golden.py", "spec_tests/enumeration.py", "mdnc/modules/resnet.py", "mdnc/contribs/torchsummary.py")
+
+
+def printed_table(config: BlockConfig, size: tuple[int, ...]) -> str:
+    """The table that the reference prints, through PyPI's torchsummary."""
+    printed = io.StringIO()
+    block = mdnc.modules.resnet.BlockBottleneck2d(**config.arguments())
+    with contextlib.redirect_stdout(printed):
+        mdnc.contribs.torchsummary.summary(block, size)
+    return printed.getvalue()
+
+
+def summaries(wanted: str) -> dict[str, bytes]:
+    """Every enumerated table with `wanted` in its name, and the index of all tables."""
+    files: dict[str, bytes] = {}
+    index = io.StringIO()
+    writer = csv.writer(index, lineterminator="\n")
+    writer.writerow(["case", "block", "input", "parameters", "output"])
+    for case, config in enumerated():
+        size = (config.in_planes, *INPUT_SIZE)
+        output = config.output_shape((1, *size))[1:]
+        writer.writerow([case, config.call(), "x".join(map(str, size)), config.parameter_count(), "x".join(map(str, output))])
+        if wanted not in case:
+            continue
+        text, computed = printed_table(config, size), table(config, size)
+        if text != computed:
+            raise SystemExit(f"{case}: the reference and the computed table disagree\n{diff(computed, text, case)}")
+        files[f"{case}.txt"] = text.encode()
+    if wanted in "index.csv":
+        files["index.csv"] = index.getvalue().encode()
+    return files
+
+
+def provenance() -> bytes:
+    """Versions and the hash of the generator's sources."""
+    digest = hashlib.sha256(b"".join((ROOT / name).read_bytes() for name in GENERATOR)).hexdigest()
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "torchsummary")}
+    facts = {**versions, "python": platform.python_version(), "generator_sha256": digest}
+    return (json.dumps(facts, indent=2) + "\n").encode()
+
+
+@dataclass(frozen=True)
+class GoldenSet:
+    """A folder of golden/ whose files one function makes; `make` takes the text of -k."""
+
+    name: str
+    make: Callable[[str], dict[str, bytes]]
+
+
+SETS = (GoldenSet("summaries", summaries),)
+
+
+@dataclass(frozen=True)
+class Drift:
+    """The names of the files of a set that are not as generated."""
+
+    missing: list[str]
+    changed: list[str]
+    unused: list[str]
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.changed or self.unused)
+
+
+def read(folder: Path) -> dict[str, bytes]:
+    """Every file of a set but its provenance."""
+    if not folder.is_dir():
+        return {}
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.is_file() and p.name != PROVENANCE}
+
+
+def compare(old: Mapping[str, bytes], new: Mapping[str, bytes], wanted: str) -> Drift:
+    """What differs between the files on disk and the generated ones."""
+    return Drift(
+        missing=[name for name in new if name not in old],
+        changed=[name for name in new if name in old and old[name] != new[name]],
+        unused=[name for name in old if name not in new and wanted in name.removesuffix(".txt")],
+    )
+
+
+def diff(old: str, new: str, name: str) -> str:
+    lines = difflib.unified_diff(old.splitlines(), new.splitlines(), f"golden/{name}", f"generated/{name}", lineterm="", n=1)
+    return "\n".join(lines)
+
+
+def report(name: str, drift: Drift, old: Mapping[str, bytes], new: Mapping[str, bytes]) -> None:
+    """Print what differs, with a diff of each changed text."""
+    for kind in ("missing", "changed", "unused"):
+        for file in getattr(drift, kind):
+            print(f"{kind:<8} golden/{name}/{file}")
+            if kind == "changed":
+                print(diff(old[file].decode(), new[file].decode(), f"{name}/{file}"))
+
+
+def recover(golden: Path, name: str) -> None:
+    """Undo an exchange that was killed half-way: put the old set back, drop what was staged."""
+    target, backup = golden / name, golden / f".{name}.old"
+    if backup.is_dir() and not target.exists():
+        backup.rename(target)
+    for leftover in [backup, *golden.glob(f".{name}.new-*")]:
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def replace(golden: Path, name: str, files: Mapping[str, bytes]) -> None:
+    """Exchange a whole set at once: staged beside it, then renamed; `recover` mends a kill between the renames."""
+    target, backup = golden / name, golden / f".{name}.old"
+    staged = Path(tempfile.mkdtemp(prefix=f".{name}.new-", dir=golden))
+    try:
+        for file, content in files.items():
+            (staged / file).write_bytes(content)
+        staged.chmod(0o755)
+        if target.exists():
+            target.rename(backup)
+        staged.rename(target)
+    finally:
+        recover(golden, name)
+
+
+def check_documented() -> bool:
+    """Whether the reference reproduces the documented tables byte for byte."""
+    good = True
+    for name, (config, size, _) in DOCUMENTED.items():
+        expected, got = (ROOT / "golden" / "documented" / f"{name}.txt").read_text(encoding="utf-8"), printed_table(config, size)
+        same = expected == got
+        print(f"{'same' if same else 'CHANGED':<8} golden/documented/{name}.txt")
+        if not same:
+            print(diff(expected, got, f"documented/{name}.txt"))
+        good = good and same
+    return good
+
+
+def process(golden: Path, golden_set: GoldenSet, options: argparse.Namespace) -> bool:
+    """Check one set, or update it; True if it is, or now is, as generated."""
+    recover(golden, golden_set.name)
+    old, new = read(golden / golden_set.name), golden_set.make(options.k)
+    drift = compare(old, new, options.k)
+    report(golden_set.name, drift, old, new)
+    found = f"{len(drift.missing)} missing, {len(drift.changed)} changed, {len(drift.unused)} unused"
+    print(f"golden/{golden_set.name}: {len(new)} files generated; {found}")
+    if not drift:
+        return True
+    if options.update:
+        kept = {name: content for name, content in old.items() if name not in drift.unused}
+        replace(golden, golden_set.name, {**kept, **new, PROVENANCE: provenance()})
+    elif options.update_new_only and drift.missing:
+        record = golden / golden_set.name / PROVENANCE
+        added = {name: new[name] for name in drift.missing}
+        origin = record.read_bytes() if record.exists() else provenance()
+        replace(golden, golden_set.name, {**old, **added, PROVENANCE: origin})
+        return not (drift.changed or drift.unused)
+    return bool(options.update)
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    mode = found.add_mutually_exclusive_group()
+    mode.add_argument("--update", action="store_true", help="write what differs and remove what is unused")
+    mode.add_argument("--update-new-only", action="store_true", help="add what is missing, change nothing")
+    mode.add_argument("--check", action="store_true", help="only check (the default)")
+    found.add_argument("-k", default="", metavar="TEXT", help="only the cases with this text in their name")
+    found.add_argument("--golden", type=Path, default=ROOT / "golden", help=argparse.SUPPRESS)
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    torch.set_num_threads(1)
+    options = parser().parse_args(arguments)
+    if (options.update or options.update_new_only) and os.environ.get("CI"):
+        print("refused: golden data is never written under CI (the environment variable CI is set)", file=sys.stderr)
+        return 2
+    documented = check_documented()
+    results = [process(options.golden, golden_set, options) for golden_set in SETS]
+    if not all(results) and not options.update:
+        print("the golden data is not as generated; after reading the diff, run with --update")
+    return 0 if documented and all(results) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
