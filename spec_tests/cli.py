@@ -139,7 +139,7 @@ def _judge(options: argparse.Namespace) -> int:
     from spec_tests import plugin
     from spec_tests.report.terminal import Live, Run, show
 
-    sys.path.insert(0, os.getcwd())
+    sys.path.insert(0, str(Path.cwd()))
     seed = plugin.resolve_seed(options.profile, options.seed)
     run = Run(options.subject, options.profile, seed)
     console = Console(highlight=False)
@@ -157,7 +157,7 @@ def _judge(options: argparse.Namespace) -> int:
     if options.workers > 1:
         arguments += ["-p", "xdist.plugin", "-n", str(options.workers), "--dist", "worksteal"]
 
-    def stop(signum: int, frame: object) -> NoReturn:
+    def stop(*_: object) -> NoReturn:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)

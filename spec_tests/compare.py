@@ -77,7 +77,9 @@ def equal(clause: str, what: str, got: Any, expected: Any, example: Example) -> 
     holds(clause, what, same, got, expected, example)
 
 
-def equal_entries(clause: str, what: str, got: Mapping[str, Any], expected: Mapping[str, Any], example: Example) -> None:
+def equal_entries(
+    clause: str, what: str, got: Mapping[str, Any], expected: Mapping[str, Any], example: Example
+) -> None:
     """Check two mappings entry by entry; the message names the missing, surplus and differing ones only."""
     __tracebackhide__ = True
     REACHED[clause] += 1
@@ -94,8 +96,10 @@ def equal_entries(clause: str, what: str, got: Mapping[str, Any], expected: Mapp
     )
 
 
-def refused(clauses: Sequence[str], what: str, kind: str, example: Example, call: Callable[[], object]) -> Refused:
-    """Check that `call` is refused as `kind`, ``"type"``, ``"value"`` or ``""`` (any); return the refusal.
+def refused(
+    clauses: Sequence[str], what: str, kind: str, example: Example, call: Callable[..., object], *arguments: object
+) -> Refused:
+    """Check that `call(*arguments)` is refused as `kind`, ``"type"``, ``"value"`` or ``""`` (any); return the refusal.
 
     A subject that cannot tell the kinds apart (a port without exceptions) leaves the kind empty.
     """
@@ -104,7 +108,7 @@ def refused(clauses: Sequence[str], what: str, kind: str, example: Example, call
         REACHED[clause] += 1
     names = {"type": "TypeError", "value": "ValueError", "": "TypeError or ValueError"}
     try:
-        result = call()
+        result = call(*arguments)
     except Refused as refusal:
         if kind and refusal.kind and refusal.kind != kind:
             got = f"{names[refusal.kind]}: {refusal.message}"

@@ -27,7 +27,7 @@ NAMED_VALUES: dict[str, tuple[str, ...]] = {
 BRANCHES = ("conv1", "conv2", "conv3", "in_node")
 
 
-class BranchMismatch(ValueError):
+class BranchMismatchError(ValueError):
     """The residual branch and the shortcut have different sizes (clause 3.6)."""
 
 
@@ -106,6 +106,11 @@ class BlockConfig:
                 raise TypeError(f"`{name}` (={value!r}) must be a name")
             if value not in allowed:
                 raise ValueError(f"`{name}` (={value!r}) must be one of {', '.join(allowed)}")
+
+    @classmethod
+    def of(cls, *positional: Any, **named: Any) -> BlockConfig:
+        """The configuration of any arguments, for callers that hold an int for a pair or untyped names."""
+        return cls(*positional, **named)
 
     # ------------------------------------------------------------------ arguments
 
@@ -222,7 +227,9 @@ class BlockConfig:
             size, strides = self.upsampled_size(size), (1, 1)
         else:
             strides = self.stride
-        a, b = ((n + 2 * p - k) // s + 1 for n, p, k, s in zip(size, self.padding, self.kernel_size, strides, strict=True))
+        a, b = (
+            (n + 2 * p - k) // s + 1 for n, p, k, s in zip(size, self.padding, self.kernel_size, strides, strict=True)
+        )
         return (a, b)
 
     def shortcut_size(self, size: Sequence[int]) -> Pair:
@@ -237,13 +244,13 @@ class BlockConfig:
 
         Raises:
             ValueError: `shape` is none that the block takes (clauses 3.8, 3.10).
-            BranchMismatch: the two branches disagree (clause 3.6).
+            BranchMismatchError: the two branches disagree (clause 3.6).
         """
         if len(shape) != 4 or shape[1] != self.in_planes or min(shape) < 1:
             raise ValueError(f"the input shape {tuple(shape)} must be (N, {self.in_planes}, H, W), nothing of it empty")
         residual, shortcut = self.residual_size(shape[2:]), self.shortcut_size(shape[2:])
         if residual != shortcut:
-            raise BranchMismatch(f"the residual branch gives {residual}, the shortcut {shortcut}")
+            raise BranchMismatchError(f"the residual branch gives {residual}, the shortcut {shortcut}")
         return (shape[0], self.out_planes, *shortcut)
 
     def layer_shapes(self, shape: Sequence[int]) -> Iterator[tuple[Layer, tuple[int, int, int, int]]]:

@@ -23,9 +23,13 @@ SHORTCUTS: dict[str, dict[str, Any]] = {
 INPUT_SIZE = (5, 6)
 
 DOCUMENTED: dict[str, tuple[BlockConfig, tuple[int, int, int], int]] = {
-    "down": (BlockConfig(16, 32, kernel_size=(3, 3), stride=(1, 2), padding=(1, 1), scaler="down"), (16, 4, 255), 3792),
+    "down": (
+        BlockConfig.of(16, 32, kernel_size=(3, 3), stride=(1, 2), padding=(1, 1), scaler="down"),
+        (16, 4, 255),
+        3792,
+    ),
     "up": (
-        BlockConfig(32, 16, kernel_size=(3, 3), output_size=(4, 255), padding=(1, 1), scaler="up"),
+        BlockConfig.of(32, 16, kernel_size=(3, 3), output_size=(4, 255), padding=(1, 1), scaler="up"),
         (32, 4, 128),
         11584,
     ),
@@ -43,7 +47,7 @@ def enumerated(**fixed: str) -> Iterator[tuple[str, BlockConfig]]:
     """Every combination of named values and kind of shortcut, with an id such as `pinst-prelu-new-down-mixed`."""
     for names in named_values(**fixed):
         for kind, arguments in SHORTCUTS.items():
-            yield "-".join([*names.values(), kind]), BlockConfig(**arguments, **names)
+            yield "-".join([*names.values(), kind]), BlockConfig.of(**arguments, **names)
 
 
 @dataclass(frozen=True)

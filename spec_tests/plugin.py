@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import hypothesis
 import pytest
@@ -22,11 +23,13 @@ MISSING: pytest.StashKey[str] = pytest.StashKey()
 REACHED: pytest.StashKey[dict[str, int]] = pytest.StashKey()
 SCOPE: pytest.StashKey[tuple[list[str], list[str]]] = pytest.StashKey()
 
+T = TypeVar("T")
+
 PROFILES = {"smoke": 4, "default": 25, "thorough": 400}
 RANDOM_PROFILES = ("thorough",)
 
 
-class NothingChecked(Exception):
+class NothingCheckedError(Exception):
     """A test of the suite reached no check: it could not have failed."""
 
 
@@ -118,6 +121,23 @@ def subject(request: pytest.FixtureRequest) -> Subject:
     return load_subject(request.config.getoption("subject"))
 
 
+class Thin(Protocol):
+    """Passes on all of an enumeration, or in the smoke profile a sample of it."""
+
+    def __call__(self, items: Iterable[T], /) -> Iterator[T]: ...
+
+
+@pytest.fixture(scope="session")
+def thin(request: pytest.FixtureRequest) -> Thin:
+    """Enumerations are complete in every profile but smoke, which takes each seventh item.
+
+    Seven has no factor in common with the numbers of named values and kinds of shortcut, so that the
+    sample goes through all of them.
+    """
+    step = 7 if request.config.getoption("profile") == "smoke" else 1
+    return lambda items: islice(items, 0, None, step)
+
+
 @pytest.fixture(autouse=True)
 def _needed_features(request: pytest.FixtureRequest) -> None:
     needed = [feature for mark in request.node.iter_markers("needs") for feature in mark.args]
@@ -141,9 +161,9 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     if _is_chapter(pyfuncitem):
         uncited = sorted(set(compare.REACHED) - set(_cited(pyfuncitem)), key=sort_key)
         if uncited:
-            raise NothingChecked(f"{pyfuncitem.nodeid} checks {', '.join(uncited)} without citing it")
+            raise NothingCheckedError(f"{pyfuncitem.nodeid} checks {', '.join(uncited)} without citing it")
         if not compare.REACHED.total():
-            raise NothingChecked(f"{pyfuncitem.nodeid} reached no check")
+            raise NothingCheckedError(f"{pyfuncitem.nodeid} reached no check")
     return result
 
 

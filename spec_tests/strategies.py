@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from math import prod
@@ -11,8 +10,6 @@ from typing import Any, NamedTuple
 from hypothesis import strategies as st
 
 from spec_tests.config import BlockConfig
-
-Draw = Callable[[st.SearchStrategy[Any]], Any]
 
 
 class Axis(NamedTuple):
@@ -58,7 +55,7 @@ def pairs(low: int, high: int) -> st.SearchStrategy[int | tuple[int, int]]:
 
 
 @st.composite
-def geometries(draw: Draw) -> dict[str, Any]:
+def geometries(draw: st.DrawFn) -> dict[str, Any]:
     """The six numeric arguments of a legal block, whether or not any input fits it."""
     return {
         "in_planes": draw(planes(9)),
@@ -71,7 +68,7 @@ def geometries(draw: Draw) -> dict[str, Any]:
 
 
 @st.composite
-def cases(draw: Draw, scaler: str, *, max_batch: int = 3, min_elements: int = 2, **named: str) -> Case:
+def cases(draw: st.DrawFn, /, scaler: str, *, max_batch: int = 3, min_elements: int = 2, **named: str) -> Case:
     """A block and an input that it takes in both modes."""
     batch = draw(st.integers(1, max_batch))
     axes = agreeing_axes(scaler)
@@ -79,7 +76,7 @@ def cases(draw: Draw, scaler: str, *, max_batch: int = 3, min_elements: int = 2,
     output_size = None
     if draw(st.booleans()):
         output_size = (draw(st.integers(1, 8)), draw(st.integers(1, 8)))
-    config = BlockConfig(
+    config = BlockConfig.of(
         draw(planes()),
         draw(planes()),
         kernel_size=(first.kernel, second.kernel),

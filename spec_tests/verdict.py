@@ -135,4 +135,3 @@ class Verdict:
         if self.troubles or statuses & {"errored", "unreached"} or not statuses & {"passed", "failed"}:
             return NOT_JUDGED
         return PARTIAL if "unsupported" in statuses else CONFORMS
-

@@ -30,19 +30,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+import mdnc
+from spec_tests.config import BlockConfig
+from spec_tests.enumeration import DOCUMENTED, INPUT_SIZE, enumerated
+from spec_tests.summary import table
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-import torch  # noqa: E402
-
-import mdnc  # noqa: E402
-from spec_tests.config import BlockConfig  # noqa: E402
-from spec_tests.enumeration import DOCUMENTED, INPUT_SIZE, enumerated  # noqa: E402
-from spec_tests.summary import table  # noqa: E402
-
 PROVENANCE = "provenance.json"
 # Whatever decides the content of the data besides the versions of the packages.
-GENERATOR = ("tools/regenerate_golden.py", "spec_tests/enumeration.py", "mdnc/modules/resnet.py", "mdnc/contribs/torchsummary.py")
+GENERATOR = (
+    "tools/regenerate_golden.py",
+    "spec_tests/enumeration.py",
+    "mdnc/modules/resnet.py",
+    "mdnc/contribs/torchsummary.py",
+)
 
 
 def printed_table(config: BlockConfig, size: tuple[int, ...]) -> str:
@@ -63,7 +66,9 @@ def summaries(wanted: str) -> dict[str, bytes]:
     for case, config in enumerated():
         size = (config.in_planes, *INPUT_SIZE)
         output = config.output_shape((1, *size))[1:]
-        writer.writerow([case, config.call(), "x".join(map(str, size)), config.parameter_count(), "x".join(map(str, output))])
+        writer.writerow(
+            [case, config.call(), "x".join(map(str, size)), config.parameter_count(), "x".join(map(str, output))]
+        )
         if wanted not in case:
             continue
         text, computed = printed_table(config, size), table(config, size)
@@ -123,7 +128,9 @@ def compare(old: Mapping[str, bytes], new: Mapping[str, bytes], wanted: str) -> 
 
 
 def diff(old: str, new: str, name: str) -> str:
-    lines = difflib.unified_diff(old.splitlines(), new.splitlines(), f"golden/{name}", f"generated/{name}", lineterm="", n=1)
+    lines = difflib.unified_diff(
+        old.splitlines(), new.splitlines(), f"golden/{name}", f"generated/{name}", lineterm="", n=1
+    )
     return "\n".join(lines)
 
 
@@ -164,7 +171,10 @@ def check_documented() -> bool:
     """Whether the reference reproduces the documented tables byte for byte."""
     good = True
     for name, (config, size, _) in DOCUMENTED.items():
-        expected, got = (ROOT / "golden" / "documented" / f"{name}.txt").read_text(encoding="utf-8"), printed_table(config, size)
+        expected, got = (
+            (ROOT / "golden" / "documented" / f"{name}.txt").read_text(encoding="utf-8"),
+            printed_table(config, size),
+        )
         same = expected == got
         print(f"{'same' if same else 'CHANGED':<8} golden/documented/{name}.txt")
         if not same:

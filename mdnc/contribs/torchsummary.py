@@ -11,9 +11,7 @@ from torch import nn
 __all__ = ["summary"]
 
 
-def summary(
-    model: nn.Module, input_size: Sequence[int], batch_size: int = -1, device: str = "cpu"
-) -> tuple[int, int]:
+def summary(model: nn.Module, input_size: Sequence[int], batch_size: int = -1, device: str = "cpu") -> tuple[int, int]:
     """Print the layers of `model`, its own row included, and count its parameters.
 
     Works on a copy: the mode, hooks, buffers and gradients of `model` stay as they are, and so

@@ -106,7 +106,9 @@ class BlockBottleneck2d(nn.Module):
             if self.normalizer != "null":
                 self.in_node.append(self._norm(self.out_planes))
 
-    def _branch(self, planes: int, kernel: Any = 1, stride: Any = 1, padding: Any = 0, up: bool = False) -> nn.Sequential:
+    def _branch(
+        self, planes: int, kernel: Any = 1, stride: Any = 1, padding: Any = 0, up: bool = False
+    ) -> nn.Sequential:
         conv = self._conv(planes, kernel, stride, padding, up)
         pre_activated = self.layer_order == "new" and self.normalizer != "null"
         width = self.in_planes if pre_activated else planes
@@ -134,7 +136,9 @@ class BlockBottleneck2d(nn.Module):
         if not x.is_floating_point():
             raise TypeError(f"`x` (dtype {x.dtype}) must have a floating-point dtype")
         if len(shape) != 4 or shape[1] != self.in_planes or min(shape) < 1:
-            raise ValueError(f"`x` (shape {shape}) must have the shape (N, {self.in_planes}, H, W), nothing of it empty")
+            raise ValueError(
+                f"`x` (shape {shape}) must have the shape (N, {self.in_planes}, H, W), nothing of it empty"
+            )
         res, cut = [], []
         for axis, size in enumerate(shape[2:]):
             stride, margin = self.stride[axis], 2 * self.padding[axis] - self.kernel_size[axis]
@@ -145,7 +149,9 @@ class BlockBottleneck2d(nn.Module):
                 cut.append((size - 1) // stride + 1)
                 res.append((size + margin) // stride + 1)
         if res != cut:
-            cause = ", ".join(f"{n}={getattr(self, n)!r}" for n in ("kernel_size", "padding", "stride", "output_size", "scaler"))
+            cause = ", ".join(
+                f"{n}={getattr(self, n)!r}" for n in ("kernel_size", "padding", "stride", "output_size", "scaler")
+            )
             raise ValueError(
                 f"`x` (shape {shape}) gives the size {tuple(res)} in the residual branch, but {tuple(cut)} in the "
                 f"shortcut, because of {cause}; the sizes agree for every input where 2 * padding = kernel_size - 1"
@@ -160,9 +166,10 @@ class BlockBottleneck2d(nn.Module):
                 norm has a single element to normalize.
         """
         self._check(x)
-        res = self.conv3(self.conv2(self.conv1(x)))
+        res: Tensor = self.conv3(self.conv2(self.conv1(x)))
         # Out of place: the ReLU that may end the branch keeps its output for the backward pass.
-        return res + (x if self.in_node is None else self.in_node(x))
+        shortcut: Tensor = x if self.in_node is None else self.in_node(x)
+        return res + shortcut
 
     def extra_repr(self) -> str:
         names = ("kernel_size", "stride", "padding", "output_size", *NAMES)

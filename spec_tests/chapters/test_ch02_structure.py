@@ -10,6 +10,7 @@ from hypothesis import given
 from spec_tests.compare import Example, equal, equal_entries, holds
 from spec_tests.config import NAMED_VALUES, BlockConfig, Layer
 from spec_tests.enumeration import DOCUMENTED, enumerated, named_values
+from spec_tests.plugin import Thin
 from spec_tests.strategies import geometries
 from spec_tests.subjects.base import Block, Entry, Subject
 
@@ -47,9 +48,9 @@ def order_clause(config: BlockConfig) -> str:
 @pytest.mark.clause("2.1", "2.2", "2.3", "2.4", "2.5", "2.9", "2.10", "2.12", "2.21")
 @by_norm
 @by_scaler
-def test_layers_of_the_residual_branch(subject: Subject, normalizer: str, scaler: str) -> None:
+def test_layers_of_the_residual_branch(subject: Subject, thin: Thin, normalizer: str, scaler: str) -> None:
     """Each of conv1, conv2, conv3 has its layers in their places, as wide as they must be."""
-    for _, config in enumerated(normalizer=normalizer, scaler=scaler):
+    for _, config in thin(enumerated(normalizer=normalizer, scaler=scaler)):
         found = layer_entries(subject.build(config.arguments()))
         example = Example.of(config)
         for layer in config.layers():
@@ -79,9 +80,9 @@ def test_layers_of_the_residual_branch(subject: Subject, normalizer: str, scaler
 @pytest.mark.clause("2.6", "2.7", "2.8", "2.11", "2.20")
 @by_norm
 @by_scaler
-def test_layers_of_the_shortcut(subject: Subject, normalizer: str, scaler: str) -> None:
+def test_layers_of_the_shortcut(subject: Subject, thin: Thin, normalizer: str, scaler: str) -> None:
     """The shortcut is a projection where it is due and holds nothing where it is not."""
-    for _, config in enumerated(normalizer=normalizer, scaler=scaler):
+    for _, config in thin(enumerated(normalizer=normalizer, scaler=scaler)):
         found = layer_entries(subject.build(config.arguments()))
         example = Example.of(config)
         shortcut = {name: shapes(entries) for name, entries in found.items() if name.startswith("in_node")}
@@ -102,10 +103,10 @@ def test_layers_of_the_shortcut(subject: Subject, normalizer: str, scaler: str) 
 
 @pytest.mark.clause(*NORM_CLAUSE.values())
 @by_norm
-def test_norms(subject: Subject, normalizer: str) -> None:
+def test_norms(subject: Subject, thin: Thin, normalizer: str) -> None:
     """Each normalizer brings its parameters and buffers, and no others."""
     clause = NORM_CLAUSE[normalizer]
-    for _, config in enumerated(normalizer=normalizer):
+    for _, config in thin(enumerated(normalizer=normalizer)):
         block = subject.build(config.arguments())
         example = Example.of(config)
         buffers = [name for name, entry in block.entries().items() if entry.role == "buffer"]
@@ -123,10 +124,10 @@ def test_norms(subject: Subject, normalizer: str) -> None:
 
 @pytest.mark.clause(*ACTIVATION_CLAUSE.values())
 @pytest.mark.parametrize("activator", NAMED_VALUES["activator"])
-def test_activations(subject: Subject, activator: str) -> None:
+def test_activations(subject: Subject, thin: Thin, activator: str) -> None:
     """PReLU has a slope a channel, ReLU holds nothing but counts, "null" is no layer."""
     clause = ACTIVATION_CLAUSE[activator]
-    for _, config in enumerated(activator=activator):
+    for _, config in thin(enumerated(activator=activator)):
         found = layer_entries(subject.build(config.arguments()))
         example = Example.of(config)
         for layer in config.layers():
@@ -135,7 +136,14 @@ def test_activations(subject: Subject, activator: str) -> None:
                 equal_entries(clause, f"activation at {layer.name}", got, due(config, layer), example)
             elif layer.kind == "conv":
                 # A layer without parameters shows only in the index of the convolution behind it.
-                holds(clause, f"convolution at {layer.name}", len(got.get("weight", ())) == 4, got, "a weight of 4 axes", example)
+                holds(
+                    clause,
+                    f"convolution at {layer.name}",
+                    len(got.get("weight", ())) == 4,
+                    got,
+                    "a weight of 4 axes",
+                    example,
+                )
 
 
 @pytest.mark.clause("2.20", "2.21")
@@ -143,7 +151,7 @@ def test_activations(subject: Subject, activator: str) -> None:
 def test_names_and_shapes(subject: Subject, arguments: dict[str, Any]) -> None:
     """For any sizes, and every combination of named values, names and shapes are the predicted ones."""
     for names in named_values():
-        config = BlockConfig(**arguments, **names)
+        config = BlockConfig.of(**arguments, **names)
         entries = subject.build(config.arguments()).entries()
         example = Example.of(config)
         equal("2.20", "names of parameters and buffers", list(entries), list(config.state()), example)
@@ -166,7 +174,7 @@ def parameter_count(block: Block) -> int:
 def test_number_of_parameters(subject: Subject, arguments: dict[str, Any]) -> None:
     """The number of parameters is the closed form."""
     for names in named_values():
-        config = BlockConfig(**arguments, **names)
+        config = BlockConfig.of(**arguments, **names)
         block = subject.build(config.arguments())
         equal("2.22", "number of parameters", parameter_count(block), config.parameter_count(), Example.of(config))
 

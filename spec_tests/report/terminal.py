@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 from rich.console import Console
@@ -64,7 +63,7 @@ class Live:
             self.progress.update(self.task, total=len(session.items))
 
     @pytest.hookimpl(optionalhook=True)
-    def pytest_xdist_node_collection_finished(self, node: Any, ids: list[str]) -> None:
+    def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
         self.progress.update(self.task, total=len(ids))
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
@@ -126,7 +125,9 @@ def _summary(verdict: Verdict) -> str:
     clauses = verdict.clause_status()
     holding = sum(s == "passed" for s in clauses.values())
     if status == INTERRUPTED:
-        return f"interrupted: {len(verdict.outcomes)} tests had ended, {len(verdict.broken())} clauses are broken so far"
+        return (
+            f"interrupted: {len(verdict.outcomes)} tests had ended, {len(verdict.broken())} clauses are broken so far"
+        )
     if status == BROKEN:
         return f"does not conform: broken {', '.join(verdict.broken())}"
     if status == NOT_JUDGED:

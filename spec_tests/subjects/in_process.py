@@ -36,7 +36,8 @@ def _translated(doing: str) -> Iterator[None]:
 def _array(tensor: torch.Tensor) -> Array:
     # NumPy has no bfloat16; float32 holds every bfloat16 number exactly.
     plain = tensor.detach().to(torch.float32) if tensor.dtype == torch.bfloat16 else tensor.detach()
-    return plain.cpu().numpy().copy()
+    array: Array = plain.cpu().numpy().copy()
+    return array
 
 
 class TorchBlock(Block):
@@ -128,7 +129,9 @@ class TorchSubject(Subject):
         torch.set_num_threads(1)
         self.designator, self.factory, self.features = designator, factory, FEATURES
 
-    def build(self, arguments: Mapping[str, Any], positional: Sequence[Any] = (), seed: int | None = None) -> TorchBlock:
+    def build(
+        self, arguments: Mapping[str, Any], positional: Sequence[Any] = (), seed: int | None = None
+    ) -> TorchBlock:
         code = render_call(arguments) if not positional else f"BlockBottleneck2d{tuple(positional)!r}"
         if seed is not None:
             torch.manual_seed(seed)

@@ -1,0 +1,111 @@
+"""The maintainer's sessions: `nox -l` is the menu, `nox` runs what every change must pass."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.10.9"
+nox.options.reuse_venv = "yes"
+# uv would not see a CPU build of torch that pip is set up to find.
+nox.options.default_venv_backend = "virtualenv"
+
+ROOT = Path(__file__).parent
+PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
+REFERENCE = "py:mdnc.modules.resnet:BlockBottleneck2d"
+# Pinned and installed first, so that no later requirement replaces it by a newer or a larger build.
+TORCH = ("torch==2.13.0", "torchsummary==1.5.1")
+SOURCES = ("mdnc", "spec_tests", "tools", "noxfile.py")
+# One thread for each worker of pytest-xdist.
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+
+
+def install(session: nox.Session, *groups: str, torch: bool = True) -> None:
+    """Install the project, with torch if wanted, and the named dependency groups."""
+    if torch:
+        session.install(*TORCH)
+    session.install("-e", ".[torch]" if torch else ".", *nox.project.dependency_groups(PYPROJECT, *groups))
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and formatting of the sources with ruff."""
+    session.install(*nox.project.dependency_groups(PYPROJECT, "lint"))
+    session.run("ruff", "check", *SOURCES)
+    session.run("ruff", "format", "--check", *SOURCES)
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check the types of the sources with mypy, strictly."""
+    install(session, "types", "tests")
+    session.run("mypy", "-p", "mdnc", "-p", "spec_tests")
+    session.run("mypy", "noxfile.py", *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "tools").glob("*.py"))))
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the chapters against the reference, and the tests of the suite itself (arguments go to pytest)."""
+    install(session, "tests", "build")
+    # The command line that the tests call is the one of this checkout.
+    session.run("pytest", "-n", "2", "--dist", "worksteal", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session(default=False)
+def spec(session: nox.Session) -> None:
+    """Judge the reference, clause by clause (arguments go to `mdnc-spec run`)."""
+    install(session)
+    arguments = session.posargs if "--subject" in session.posargs else ("--subject", REFERENCE, *session.posargs)
+    session.run("mdnc-spec", "run", *arguments)
+
+
+@nox.session
+def golden(session: nox.Session) -> None:
+    """Check the golden data against the reference; `-- --update` writes it (see tools/regenerate_golden.py)."""
+    install(session)
+    session.run("python", "tools/regenerate_golden.py", *session.posargs)
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Build the wheel, check what it holds, and run it from an empty directory in this clean environment."""
+    session.install(*nox.project.dependency_groups(PYPROJECT, "build"), *TORCH)
+    with tempfile.TemporaryDirectory() as folder:
+        session.run("python", "-m", "build", "--outdir", folder, silent=True)
+        (wheel,) = Path(folder).glob("*.whl")
+        session.run("python", "tools/check_wheel.py", str(wheel))
+        session.install("--force-reinstall", "--no-deps", str(wheel))
+        session.install(f"mdnc-spec[torch] @ {wheel.as_uri()}")
+        empty = Path(folder) / "an empty directory"
+        empty.mkdir()
+        with session.chdir(empty):
+            session.run("mdnc-spec", "list", "--clause", "1", silent=True)
+            session.run("mdnc-spec", "run", "--subject", REFERENCE, "--profile", "smoke", "-n", "2")
+        if any(empty.iterdir()):
+            session.error(f"the run wrote into the working directory: {sorted(p.name for p in empty.iterdir())}")
+
+
+@nox.session(default=False, python=["3.10", "3.11", "3.12", "3.13"])
+def pythons(session: nox.Session) -> None:
+    """Run what needs no torch on every supported Python: the wheel a porter installs, listing, its own tests."""
+    session.install("-e", ".")
+    session.run("mdnc-spec", "list", silent=True)
+    session.run("pytest", "-p", "no:cacheprovider", *(f"spec_tests/meta/test_{name}.py" for name in FRAMEWORK_FREE))
+
+
+FRAMEWORK_FREE = ("clauses", "compare", "config", "verdict", "imports", "traceability")
+
+
+@nox.session(default=False)
+def benchmark(session: nox.Session) -> None:
+    """Print the cost of the reference as ratios (arguments go to tools/benchmark.py)."""
+    install(session)
+    session.run("python", "tools/benchmark.py", *(session.posargs or ("reference",)))
+
+
+if sys.platform == "win32":
+    os.environ.setdefault("PYTHONUTF8", "1")
