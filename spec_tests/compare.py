@@ -7,15 +7,45 @@ may be a check that cannot fail.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from spec_tests.config import BlockConfig, render_call
 from spec_tests.subjects.base import Refused
 
+T = TypeVar("T")
+
 # How often each clause was checked since the counter was last cleared; the plugin reads it.
 REACHED: Counter[str] = Counter()
+# How often a numeric example of each clause was vacuous, and the largest error in units of its bound.
+VACUOUS: Counter[str] = Counter()
+RATIO: dict[str, float] = {}
+
+
+# Which item of its enumeration a test is at; what is left of it after a failure.
+_AT: dict[str, int] = {}
+
+
+def start() -> None:
+    """Forget all records; the plugin calls this before each test."""
+    for record in (REACHED, VACUOUS, RATIO, _AT):
+        record.clear()
+
+
+def focused(items: Iterable[T], name: str = "") -> Iterator[T]:
+    """All of an enumeration; but once a test failed at one item, only that one when it runs again.
+
+    Hypothesis runs a failing test hundreds of times to shrink what it drew, and only that item has to fail.
+    """
+    focus = _AT.get(name)
+    for index, item in enumerate(items):
+        if focus is not None and index != focus:
+            continue
+        _AT[name] = index
+        yield item
+    if focus is None:
+        _AT.pop(name, None)
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def representable(array: Any, form: str) -> NDArray[Any]:
     if form == "bfloat16":
         bits = np.ascontiguousarray(single).view(np.uint32).astype(np.uint64)
         bits = (bits + 0x7FFF + ((bits >> np.uint64(16)) & np.uint64(1))) & np.uint64(0xFFFF0000)
-        return bits.astype(np.uint32).view(np.float32).reshape(single.shape)
+        return np.asarray(bits.astype(np.uint32).view(np.float32).reshape(single.shape))
     if form != "float32":
         raise ValueError(f"`form` (={form!r}) must be one of {', '.join(FORMATS)}")
     return single
@@ -92,8 +92,8 @@ def _weight(role: str, shape: tuple[int, ...], rng: np.random.Generator, kind: s
     if role == "act":
         return np.asarray(rng.uniform(-0.3, 1.3, shape))
     if role == "norm":
-        return np.asarray(rng.uniform(0.3, 1.7, shape)) * rng.choice([-1.0, 1.0], shape, p=[0.3, 0.7])
-    value = rng.normal(0, 1, shape) / np.sqrt(np.prod(shape[1:]))
+        return np.asarray(rng.uniform(0.3, 1.7, shape) * rng.choice([-1.0, 1.0], shape, p=[0.3, 0.7]))
+    value: NDArray[Any] = rng.normal(0, 1, shape) / np.sqrt(np.prod(shape[1:]))
     if kind == "ties":
         value = np.round(value * 4) / 4
     if kind == "near_eps" and rng.random() < 0.6:

@@ -21,6 +21,8 @@ from spec_tests.verdict import Failure, TestOutcome, Verdict
 CHAPTERS = Path(__file__).with_name("chapters")
 MISSING: pytest.StashKey[str] = pytest.StashKey()
 REACHED: pytest.StashKey[dict[str, int]] = pytest.StashKey()
+VACUOUS: pytest.StashKey[dict[str, int]] = pytest.StashKey()
+RATIO: pytest.StashKey[dict[str, float]] = pytest.StashKey()
 SCOPE: pytest.StashKey[tuple[list[str], list[str]]] = pytest.StashKey()
 
 T = TypeVar("T")
@@ -153,11 +155,13 @@ def _needed_features(request: pytest.FixtureRequest) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
     """A chapter's test must reach a check, and only those of the clauses that it cites."""
-    compare.REACHED.clear()
+    compare.start()
     try:
         result = yield
     finally:
         pyfuncitem.stash[REACHED] = dict(compare.REACHED)
+        pyfuncitem.stash[VACUOUS] = dict(compare.VACUOUS)
+        pyfuncitem.stash[RATIO] = dict(compare.RATIO)
     if _is_chapter(pyfuncitem):
         uncited = sorted(set(compare.REACHED) - set(_cited(pyfuncitem)), key=sort_key)
         if uncited:
@@ -192,7 +196,16 @@ def pytest_runtest_makereport(
         status = "unsupported"
     elif call.excinfo is not None:
         status, failure = _failure(item, call.excinfo.value)
-    outcome = TestOutcome(item.nodeid, _cited(item), status, item.stash.get(REACHED, {}), failure, missing)
+    outcome = TestOutcome(
+        item.nodeid,
+        _cited(item),
+        status,
+        item.stash.get(REACHED, {}),
+        failure,
+        missing,
+        item.stash.get(VACUOUS, {}),
+        item.stash.get(RATIO, {}),
+    )
     # xdist carries plain attributes of a report from the worker to the controller.
     report.mdnc_spec = outcome.to_json()  # type: ignore[attr-defined]
     return report
@@ -227,8 +240,9 @@ class Collector:
     def pytest_internalerror(self, excrepr: object) -> None:
         self.verdict.troubles.append(f"pytest failed: {excrepr}")
 
-    def pytest_keyboard_interrupt(self) -> None:
-        self.verdict.interrupted = True
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        # pytest and xdist raise subclasses of their own, where a file cannot be read for instance.
+        self.verdict.interrupted = excinfo.type is KeyboardInterrupt
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if not self.verdict.outcomes:

@@ -26,7 +26,9 @@ class Failure:
 class TestOutcome:
     """One test: `status` is ``"passed"``, ``"failed"``, ``"errored"`` or ``"unsupported"``.
 
-    `reached` counts the checks of each clause; `missing` is the feature that the subject lacks.
+    `reached` counts the checks of each clause; `missing` is the feature that the subject lacks; `vacuous`
+    counts the numeric examples of each clause that said nothing, and `ratio` is the largest error of each
+    clause in units of its bound.
     """
 
     test: str
@@ -35,6 +37,8 @@ class TestOutcome:
     reached: dict[str, int] = field(default_factory=dict)
     failure: Failure | None = None
     missing: str = ""
+    vacuous: dict[str, int] = field(default_factory=dict)
+    ratio: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -81,6 +85,21 @@ class Verdict:
         for outcome in self.outcomes:
             total.update(outcome.reached)
         return total
+
+    def vacuous(self) -> tuple[int, int]:
+        """How many numeric examples were vacuous, and how many there were, of the clauses that have any."""
+        vacuous: Counter[str] = Counter()
+        for outcome in self.outcomes:
+            vacuous.update(outcome.vacuous)
+        numeric = {clause for outcome in self.outcomes for clause in (*outcome.ratio, *outcome.vacuous)}
+        checks = self.checks()
+        return vacuous.total(), vacuous.total() + sum(checks[clause] for clause in numeric)
+
+    def closest(self) -> tuple[str, float]:
+        """The clause whose largest error came closest to its bound, and that ratio; empty without any."""
+        found = [(ratio, clause) for outcome in self.outcomes for clause, ratio in outcome.ratio.items()]
+        ratio, clause = max(found, default=(0.0, ""))
+        return clause, ratio
 
     def clause_status(self) -> dict[str, str]:
         """Status of every clause of the specification.
@@ -132,6 +151,7 @@ class Verdict:
             return INTERRUPTED
         if self.broken():
             return BROKEN
-        if self.troubles or statuses & {"errored", "unreached"} or not statuses & {"passed", "failed"}:
+        judged = any(o.status in ("passed", "failed") for o in self.outcomes)
+        if self.troubles or statuses & {"errored", "unreached"} or not judged:
             return NOT_JUDGED
         return PARTIAL if "unsupported" in statuses else CONFORMS

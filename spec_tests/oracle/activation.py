@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from spec_tests.oracle.bounds import Arith, Array, Bounded
 
@@ -29,19 +30,17 @@ class Activated:
     x: Bounded
     slope: Array
     steep: Array
-    doubtful: NDArrayBool
+    doubtful: NDArray[np.bool_]
 
-
-NDArrayBool = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
 RELU: Array = np.zeros(())
 """The slope of a ReLU."""
 
 
 def activate(x: Bounded, slope: Array, arith: Arith) -> tuple[Bounded, Activated]:
-    """y = x where x > 0, slope x elsewhere; a `slope` of RELU multiplies nothing and so never rounds."""
+    """The output y = x where x > 0, slope x elsewhere; a `slope` of RELU multiplies nothing and so never rounds."""
     steep = np.where(x.value > 0, 1.0, slope)
-    doubtful = np.abs(x.value) <= x.bound
+    doubtful = ~(np.abs(x.value) > x.bound)  # NaN is in doubt too
 
     value = steep * x.value
     bound = np.where(doubtful, np.maximum(1.0, np.abs(slope)), np.abs(steep)) * x.bound
@@ -52,7 +51,7 @@ def activate(x: Bounded, slope: Array, arith: Arith) -> tuple[Bounded, Activated
 
 
 def activate_vjp(saved: Activated, dy: Bounded, arith: Arith) -> Bounded:
-    """dx = dy where x > 0, slope dy elsewhere."""
+    """The gradient dx = dy where x > 0, slope dy elsewhere."""
     slope, steep = saved.slope, saved.steep
     dx = steep * dy.value
     bound = np.abs(steep) * dy.bound
@@ -60,11 +59,14 @@ def activate_vjp(saved: Activated, dy: Bounded, arith: Arith) -> Bounded:
     top, low = np.maximum(1.0, 1.0 + slope), np.minimum(0.0, slope)
     doubt = np.where(saved.doubtful, np.maximum(top - steep, steep - low), 0.0)
     rounding = arith.gamma(ROUNDINGS) * (1 + np.abs(slope)) if slope is not RELU else 0.0
-    return arith.stored(dx, bound + (doubt + rounding) * dy.magnitude)
+    bound = bound + (doubt + rounding) * dy.magnitude
+    if not saved.x.bound.max(initial=0.0) < np.inf:  # the input may have been no number
+        bound = np.where(saved.x.bound < np.inf, bound, np.inf)
+    return arith.stored(dx, bound)
 
 
 def slope_vjp(saved: Activated, dy: Bounded, arith: Arith) -> Bounded:
-    """da (C) = sum over samples and places of dy min(x, 0) (clause 5.5)."""
+    """The gradient da (C) = sum over samples and places of dy min(x, 0) (clause 5.5)."""
     x = saved.x
     below = np.minimum(x.value, 0.0)
     below_bound = np.where(x.value < x.bound, x.bound, 0.0)

@@ -32,7 +32,8 @@ def lay(w: Array, how: str) -> Array:
         return w[:, :, ::-1, ::-1]
     if w.shape[0 if how == "in_out" else 2] != w.shape[1 if how == "in_out" else 3]:
         raise NotApplicable(f"a weight of shape {w.shape} cannot be read as {how}")
-    return w.swapaxes(0, 1) if how == "in_out" else w.swapaxes(2, 3)
+    turned: Array = w.swapaxes(0, 1) if how == "in_out" else w.swapaxes(2, 3)
+    return turned
 
 
 @lru_cache(maxsize=1024)
@@ -93,7 +94,8 @@ class MapStep:
         return resample(x, rows, cols, run.arith), (rows, cols)
 
     def vjp(self, saved: Any, dy: Bounded, run: Any) -> Bounded:
-        return resample_vjp(*saved, dy, run.arith)
+        rows, cols = saved
+        return resample_vjp(rows, cols, dy, run.arith)
 
 
 # ---------------------------------------------------------------- activation
@@ -121,8 +123,8 @@ def effective_slope(a: Array, how: str) -> tuple[Array, Array]:
 def activate(x: Bounded, a: Array, how: str, side: str, arith: Arith) -> tuple[Bounded, Any]:
     """A PReLU with other slopes, or turned over: s p(s x) with s = -1 multiplies the positive side."""
     slope, jacobian = effective_slope(a, how)
-    turned = np.where(slope > 1, -1.0, 1.0) if side == "maximum" else np.full(len(a), 1.0 if side == "negative" else -1.0)
-    sign = turned.reshape(-1, 1, 1)
+    turned = slope > 1 if side == "maximum" else np.full(len(a), side == "positive")
+    sign = np.where(turned, -1.0, 1.0).reshape(-1, 1, 1)
     y, saved = activation.activate(Bounded(sign * x.value, x.bound), slope.reshape(-1, 1, 1), arith)
     return Bounded(sign * y.value, y.bound), (saved, sign, jacobian)
 
@@ -137,8 +139,7 @@ def activate_vjp(saved: Any, dy: Bounded, arith: Arith) -> tuple[Bounded, Bounde
 
 @dataclass(frozen=True)
 class FixedActStep:
-    """An activation without parameters that the configuration does not ask for: "relu", "leaky", "prelu"
-    (slope 0.25), "relu6" or "gelu"."""
+    """An activation without parameters: "relu", "leaky", "prelu" (slope 0.25), "relu6" or "gelu"."""
 
     name: str
     how: str
@@ -162,14 +163,15 @@ class FixedActStep:
         return y, Bounded(half + x.value * bell, 0.8 * x.bound + arith.gamma(16))
 
     def vjp(self, saved: Any, dy: Bounded, run: Any) -> Bounded:
+        arith: Arith = run.arith
         if isinstance(saved, Bounded):
             bound = np.abs(saved.value) * dy.bound + saved.bound * dy.magnitude
-            return run.arith.stored(saved.value * dy.value, bound)
+            return arith.stored(saved.value * dy.value, bound)
         inner, *cut = saved
         for over in cut:
-            through = activation.activate_vjp(over, dy, run.arith)
+            through = activation.activate_vjp(over, dy, arith)
             dy = Bounded(dy.value - through.value, dy.bound + through.bound)
-        return activation.activate_vjp(inner, dy, run.arith)
+        return activation.activate_vjp(inner, dy, arith)
 
 
 # ---------------------------------------------------------------- norm
@@ -184,9 +186,7 @@ def unbiased(given: Moments) -> Moments:
 def each_channel(new: Bounded, channels: int) -> Bounded:
     """Statistics that were taken for each sample, or for all channels, as one for each channel (C)."""
     shape = (len(new.value), channels, 1, 1)
-    return Bounded(
-        np.broadcast_to(new.value, shape).mean((0, 2, 3)), np.broadcast_to(new.bound, shape).mean((0, 2, 3))
-    )
+    return Bounded(np.broadcast_to(new.value, shape).mean((0, 2, 3)), np.broadcast_to(new.bound, shape).mean((0, 2, 3)))
 
 
 def affine(g: Array | None, b: Array | None, how: str) -> tuple[Array | None, Array | None]:

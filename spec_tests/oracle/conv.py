@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from spec_tests.config import Pair
-from spec_tests.oracle.bounds import Arith, Array, Bounded
+from spec_tests.oracle.bounds import Arith, Array, Bounded, NotApplicable
 
 FAST = 100
 """Roundoffs granted to a fast convolution; chosen."""
@@ -35,6 +35,8 @@ def columns(x: Array, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair 
     cols = (padded.shape[3] - dilation[1] * (kernel[1] - 1) - 1) // stride[1] + 1
     n, c, h, w = padded.strides
     strides = (n, c, h * dilation[0], w * dilation[1], h * stride[0], w * stride[1])
+    if rows < 1 or cols < 1:
+        raise NotApplicable(f"a kernel of {kernel} does not fit into the size {x.shape[2:]}")
     # A view built by hand: numpy's own helpers cost more than the product does at these sizes.
     view: Array = np.ndarray((batch, channels, *kernel, rows, cols), np.float64, padded, 0, strides)
     return view.reshape(batch, -1, rows * cols), (rows, cols)
@@ -42,14 +44,15 @@ def columns(x: Array, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair 
 
 def _correlate(x: Array, w: Array, stride: Pair, padding: Pair, dilation: Pair) -> Array:
     found, size = columns(x, (w.shape[2], w.shape[3]), stride, padding, dilation)
-    return (w.reshape(len(w), -1) @ found).reshape(len(x), len(w), *size)
+    y: Array = w.reshape(len(w), -1) @ found
+    return y.reshape(len(x), len(w), *size)
 
 
 def _spread(dy: Array, w: Array, stride: Pair, padding: Pair, dilation: Pair, size: Pair) -> Array:
     """The adjoint of `_correlate` in x: each dy is spread over the window that it came from."""
     batch, planes, rows, cols = dy.shape
     _, channels, kh, kw = w.shape
-    taps = w.reshape(planes, -1).T @ dy.reshape(batch, planes, -1)
+    taps: Array = w.reshape(planes, -1).T @ dy.reshape(batch, planes, -1)
     if (kh, kw) == stride == ONE and padding == (0, 0):
         return taps.reshape(batch, channels, rows, cols)
     taps = taps.reshape(batch, channels, kh, kw, rows, cols)
@@ -66,7 +69,7 @@ def _spread(dy: Array, w: Array, stride: Pair, padding: Pair, dilation: Pair, si
 def convolve(
     x: Bounded, w: Array, b: Array | None, stride: Pair, padding: Pair, arith: Arith, dilation: Pair = ONE
 ) -> Bounded:
-    """y = b + w * x, see the formula of this module; w and b are exact."""
+    """The output y = b + w * x, see the formula of this module; w and b are exact."""
     n = w[0].size + (b is not None)
     c = arith.gamma_products(n)
 
@@ -95,7 +98,7 @@ def convolve_vjp(
     the places that read x[n, c, r, q]; dw[o, c, a, b'] = sum over n, i, j of dy[n, o, i, j] times what
     that weight met; db[o] = sum over n, i, j of dy[n, o, i, j].
     """
-    planes, channels, kh, kw = w.shape
+    planes, _, kh, kw = w.shape
     size = (x.shape[2], x.shape[3])
     fast = arith.fast_convolution and kh * kw > 1
     size_w = np.abs(w)

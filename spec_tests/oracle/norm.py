@@ -28,6 +28,10 @@ RSQRT = 8
 """Roundoffs granted to 1/sqrt; chosen."""
 
 
+class SingleElement(ValueError):
+    """A norm has a single element to take its statistics from (clauses 3.11, 3.12)."""
+
+
 @dataclass(slots=True)
 class Moments:
     """Mean and variance (N or 1, C, 1, 1) that normalize n elements each.
@@ -65,7 +69,7 @@ def moments(x: Bounded, axes: tuple[int, ...], arith: Arith) -> Moments:
     for axis in axes:
         n *= x.shape[axis]
     if n <= 1:
-        raise ValueError(f"a norm needs more than one element, got the shape {x.shape}")
+        raise SingleElement(f"a norm needs more than one element, got the shape {x.shape}")
 
     def mean_of(a: Array) -> Array:
         total: Array = np.add.reduce(a, axes, keepdims=True)
@@ -108,7 +112,7 @@ def normalize(
     arith: Arith,
     eps_outside: bool = False,
 ) -> tuple[Bounded, Normalized]:
-    """y = g (x - mu) / sqrt(var + eps) + b; `eps_outside` for the wrong rule sqrt(var) + eps."""
+    """The output y = g (x - mu) / sqrt(var + eps) + b; `eps_outside` for the wrong rule sqrt(var) + eps."""
     mean, variance = given.mean, given.variance
     inside, outside = (0.0, eps) if eps_outside else (eps, 0.0)
     relative = arith.gamma(4 + RSQRT) + arith.storage
@@ -139,9 +143,14 @@ def normalize(
 
 
 def normalize_vjp(
-    saved: Normalized, g: Array | None, dy: Bounded, arith: Arith, through_mean: bool = True, through_variance: bool = True
+    saved: Normalized,
+    g: Array | None,
+    dy: Bounded,
+    arith: Arith,
+    through_mean: bool = True,
+    through_variance: bool = True,
 ) -> Bounded:
-    """dx = g r (dy - mean(dy) - hat mean(dy hat)) if mu and var come from x, else g r dy (clauses 5.3, 5.4)."""
+    """The gradient dx = g r (dy - mean(dy) - hat mean(dy hat)), or g r dy for given statistics (5.3, 5.4)."""
     hat, inverse, steepest, reach = saved.hat, saved.inverse, saved.steepest, saved.reach
     n, axes = saved.moments.n, saved.moments.axes
     size = dy.magnitude
@@ -180,7 +189,7 @@ def normalize_vjp(
 
 
 def affine_vjp(saved: Normalized, dy: Bounded, arith: Arith) -> tuple[Bounded, Bounded]:
-    """dg (C) = sum of dy hat and db (C) = sum of dy, over samples and places."""
+    """The gradients dg (C) = sum of dy hat and db (C) = sum of dy, over samples and places."""
     hat = saved.hat
     m = dy.value.size // dy.shape[1]
     c = arith.gamma(m + 6) + 2 * arith.storage

@@ -147,7 +147,7 @@ def _ordered(steps: list[Step], config: BlockConfig, rules: Rules) -> list[Step]
 
 def _padded_first(steps: list[Step], config: BlockConfig) -> list[Step]:
     if any(step.kind == "up" for step in steps) or not config.pre_activated:
-        raise NotApplicable("the padding of a branch that up-samples, or starts with its convolution, cannot come first")
+        raise NotApplicable("a branch that up-samples, or starts with its convolution, is not padded first")
     found: list[Step] = [MapStep("conv2 padding", "zeros", padding=config.padding)]
     return found + [replace(step, padding=(0, 0)) if isinstance(step, ConvStep) else step for step in steps]
 

@@ -79,7 +79,10 @@ class Rules:
         },
     )
     running_variance: str = _rule(
-        "unbiased", "6.2", "the variance that enters running_var", {"biased": "Keras, Flax, ONNX: the one that normalizes"}
+        "unbiased",
+        "6.2",
+        "the variance that enters running_var",
+        {"biased": "Keras, Flax, ONNX: the one that normalizes"},
     )
     statistics_update: str = _rule(
         "training",
@@ -125,14 +128,22 @@ class Rules:
         "what `activator='relu'` computes",
         {"relu6": "MobileNet", "gelu": "newer blocks", "leaky": "LeakyReLU, slope 0.01"},
     )
-    null_activator: str = _rule("identity", "4.13", "what `activator='null'` computes", {"relu": "an activation by default"})
+    null_activator: str = _rule(
+        "identity", "4.13", "what `activator='null'` computes", {"relu": "an activation by default"}
+    )
     activation_missing: str = _rule(
         "none",
         "2.2",
         "the branch whose activation is left out",
-        {"conv1": "an activation lost", "conv2": "an activation lost", "conv3": "ResNet v1: no activation before the sum"},
+        {
+            "conv1": "an activation lost",
+            "conv2": "an activation lost",
+            "conv3": "ResNet v1: no activation before the sum",
+        },
     )
-    shortcut_activation: bool = _rule(False, "2.11", "an activation ends the shortcut", {True: "the branch code reused"})
+    shortcut_activation: bool = _rule(
+        False, "2.11", "an activation ends the shortcut", {True: "the branch code reused"}
+    )
     final_activation: bool = _rule(False, "4.21", "an activation follows the addition", {True: "ResNet v1"})
 
     # ------------------------------------------------------------------ order
@@ -149,7 +160,10 @@ class Rules:
         {"norm act conv": "pre-activation throughout", "conv act norm": "activation before the norm"},
     )
     null_order: str = _rule(
-        "conv act", "4.17", "the layers of `normalizer='null'`", {"act conv": "`layer_order='new'` honoured without a norm"}
+        "conv act",
+        "4.17",
+        "the layers of `normalizer='null'`",
+        {"act conv": "`layer_order='new'` honoured without a norm"},
     )
     upsampling_place: str = _rule(
         "before_conv",
@@ -165,19 +179,31 @@ class Rules:
         "how the kernel lies",
         {"flipped": "a mathematical convolution", "transposed": "height and width swapped"},
     )
-    kernel_channels: str = _rule("out_in", "2.21", "the first two axes of a weight", {"in_out": "transposed convolutions"})
-    convolution_bias: str = _rule("added", "2.5", "the bias of `normalizer='null'`", {"missing": "bias=False throughout"})
+    kernel_channels: str = _rule(
+        "out_in", "2.21", "the first two axes of a weight", {"in_out": "transposed convolutions"}
+    )
+    convolution_bias: str = _rule(
+        "added", "2.5", "the bias of `normalizer='null'`", {"missing": "bias=False throughout"}
+    )
     padding_mode: str = _rule(
         "zeros",
         "4.2",
         "what surrounds the input of conv2's convolution",
-        {"edge": "padding_mode='replicate'", "reflect": "padding_mode='reflect'", "circular": "padding_mode='circular'"},
+        {
+            "edge": "padding_mode='replicate'",
+            "reflect": "padding_mode='reflect'",
+            "circular": "padding_mode='circular'",
+        },
     )
-    padding_sides: str = _rule("both", "1.6", "where the padding lies", {"same": "padding='SAME' of TensorFlow and JAX"})
+    padding_sides: str = _rule(
+        "both", "1.6", "where the padding lies", {"same": "padding='SAME' of TensorFlow and JAX"}
+    )
     padding_place: str = _rule(
         "conv", "4.3", "what the padding surrounds", {"norm": "the input padded first, then normalized and activated"}
     )
-    stride_place: str = _rule("conv2", "4.4", "the convolution with the stride", {"conv1": "Caffe's ResNet: the first 1x1"})
+    stride_place: str = _rule(
+        "conv2", "4.4", "the convolution with the stride", {"conv1": "Caffe's ResNet: the first 1x1"}
+    )
     dilation: int = _rule(1, "4.2", "the distance of the kernel's taps in conv2", {2: "DeepLab"})
 
     # ------------------------------------------------------------------ shortcut and sum
@@ -195,7 +221,10 @@ class Rules:
         "input",
         "4.18",
         "what the shortcut starts from",
-        {"pre_activated": "He et al. 2016: the projection shares the first norm and activation", "conv1": "a wrong variable"},
+        {
+            "pre_activated": "He et al. 2016: the projection shares the first norm and activation",
+            "conv1": "a wrong variable",
+        },
     )
     shortcut_reading: str = _rule(
         "strided",
@@ -237,7 +266,9 @@ class Rules:
     parameter_gradient: str = _rule(
         "sum", "5.2", "how the gradients of all parameters are reduced", {"batch_mean": "a mean over samples"}
     )
-    shortcut_gradient: str = _rule("added", "5.8", "the gradient through the shortcut", {"missing": "a detached shortcut"})
+    shortcut_gradient: str = _rule(
+        "added", "5.8", "the gradient through the shortcut", {"missing": "a detached shortcut"}
+    )
 
 
 SPEC = Rules()

@@ -142,7 +142,8 @@ class NormStep:
 
     def own_statistics(self, training: bool) -> bool:
         """Whether it normalizes with the statistics of its input."""
-        return not self.batch or "batch" == (self.training_statistics if training else self.evaluation_statistics)
+        source = self.training_statistics if training else self.evaluation_statistics
+        return not self.batch or source == "batch"
 
     def forward(self, x: Bounded, run: Run) -> tuple[Bounded, Any]:
         updates = self.batch and (self.update == "always" or (run.training and self.update == "training"))
@@ -230,4 +231,7 @@ class UpStep:
         return upsample.resample(x, rows, cols, run.arith), (rows, cols)
 
     def vjp(self, saved: Any, dy: Bounded, run: Run) -> Bounded:
-        return dy if saved is None else upsample.resample_vjp(*saved, dy, run.arith)
+        if saved is None:
+            return dy
+        rows, cols = saved
+        return upsample.resample_vjp(rows, cols, dy, run.arith)

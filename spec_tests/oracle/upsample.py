@@ -21,8 +21,10 @@ WEIGHT_ROUNDINGS = 10
 
 
 class Axis:
-    """A linear map along one axis: `weight` (out, in), the error `doubt` of each weight, and how many
-    outputs read an input at most (`readers`)."""
+    """A linear map along one axis.
+
+    `weight` (out, in) with the error `doubt` of each, and how many outputs at most read an input (`readers`).
+    """
 
     __slots__ = ("doubt", "readers", "size", "weight")
 
@@ -50,7 +52,7 @@ def aligned_corners(length: int, target: int, roundoff: float) -> Axis:
 
 
 def resample(x: Bounded, rows: Axis, cols: Axis, arith: Arith) -> Bounded:
-    """y = R x C^T: x (N, C, H, W) to (N, C, U1, U2)."""
+    """The output y = R x C^T: x (N, C, H, W) to (N, C, U1, U2)."""
     c = arith.gamma(WEIGHT_ROUNDINGS)
     size = x.magnitude
 
@@ -62,7 +64,7 @@ def resample(x: Bounded, rows: Axis, cols: Axis, arith: Arith) -> Bounded:
 
 
 def resample_vjp(rows: Axis, cols: Axis, dy: Bounded, arith: Arith) -> Bounded:
-    """dx = R^T dy C: the transposed weights (clause 5.7)."""
+    """The gradient dx = R^T dy C: the transposed weights (clause 5.7)."""
     terms = rows.readers * cols.readers
     c = arith.gamma(WEIGHT_ROUNDINGS + terms)
     size = dy.magnitude

@@ -142,6 +142,11 @@ def show(verdict: Verdict, run: Run, console: Console) -> None:
     """Print the verdict."""
     for line in chapter_lines(verdict):
         console.print(Text(line), soft_wrap=True)
+    vacuous, numeric = verdict.vacuous()
+    if numeric:
+        clause, ratio = verdict.closest()
+        share = f"{vacuous:,} of {numeric:,} numeric examples were vacuous ({vacuous / numeric:.1%})"
+        console.print(Text(f"{share}; closest to its bound: clause {clause}, {ratio:.2f} of it"), soft_wrap=True)
     by_clause: dict[str, list[Failure]] = {}
     for outcome in verdict.failures():
         if outcome.failure:

@@ -47,8 +47,19 @@ class Entry:
     persistent: bool = True
 
 
+@dataclass(frozen=True)
+class Gradients:
+    """`dx` has the shape of the input; `params` has the gradient of every parameter that received one."""
+
+    dx: Array
+    params: dict[str, Array]
+
+
 class Block(ABC):
-    """One block that the subject built. Arrays go in and come out as NumPy arrays."""
+    """One block that the subject built. Arrays go in and come out as NumPy arrays.
+
+    NumPy has no bfloat16: its numbers travel as float32, which holds each of them exactly.
+    """
 
     @abstractmethod
     def entries(self) -> dict[str, Entry]:
@@ -71,7 +82,24 @@ class Block(ABC):
     def load(self, state: Mapping[str, Array]) -> None:
         """Replace the state, strictly. Raises Refused if it does not fit."""
 
-    # What follows exists for subjects that declare the feature of the same name.
+    # What follows exists for subjects that declare the feature that is named.
+
+    def backward(self, x: Array, dy: Array, training: bool = True) -> Gradients:
+        """The gradients of sum(dy * y) of one forward call and one backward pass (feature ``"backward"``).
+
+        Raises:
+            Refused: the block refuses the input.
+            Crashed: anything else went wrong.
+        """
+        raise NotImplementedError
+
+    def result_dtype(self, x: Array, training: bool = True) -> str:
+        """The type of the output for `x` (feature ``"memory"``)."""
+        raise NotImplementedError
+
+    def aliases(self, x: Array, training: bool = True) -> list[str]:
+        """What the output for `x` shares memory with: ``"x"`` or names of entries (feature ``"memory"``)."""
+        raise NotImplementedError
 
     def copy(self) -> Block:
         """An independent copy (feature ``"copy"``)."""
@@ -114,8 +142,16 @@ class Subject(ABC):
     features: frozenset[str]
 
     @abstractmethod
-    def build(self, arguments: Mapping[str, Any], positional: Sequence[Any] = (), seed: int | None = None) -> Block:
+    def build(
+        self,
+        arguments: Mapping[str, Any],
+        positional: Sequence[Any] = (),
+        seed: int | None = None,
+        dtype: str = "float32",
+    ) -> Block:
         """Build a block; `seed` (feature ``"seed"``) makes its initial parameters repeatable.
+
+        `dtype` is the type of its floating-point entries and of its inputs; any but float32 is a feature.
 
         Raises:
             Refused: the subject refuses the arguments.

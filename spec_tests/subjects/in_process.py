@@ -16,9 +16,12 @@ import torch
 from torch import nn
 
 from spec_tests.config import render_call
-from spec_tests.subjects.base import Array, Block, Crashed, Entry, Refused, Subject
+from spec_tests.subjects.base import Array, Block, Crashed, Entry, Gradients, Refused, Subject
 
-FEATURES = frozenset({"copy", "serialize", "convert", "mode", "memory", "summary", "seed", "python"})
+FEATURES = frozenset(
+    {"copy", "serialize", "convert", "mode", "memory", "summary", "seed", "python", "backward"}
+    | {"float64", "bfloat16"}
+)
 
 
 @contextmanager
@@ -41,8 +44,13 @@ def _array(tensor: torch.Tensor) -> Array:
 
 
 class TorchBlock(Block):
-    def __init__(self, module: nn.Module, code: str) -> None:
-        self.module, self.code = module, code
+    def __init__(self, module: nn.Module, code: str, dtype: torch.dtype = torch.float32) -> None:
+        self.module, self.code, self.dtype = module, code, dtype
+
+    def _tensor(self, x: Array) -> torch.Tensor:
+        """`x` without a copy where its type allows it, so that a write into it is seen."""
+        tensor = torch.from_numpy(x)
+        return tensor.to(self.dtype) if self.dtype == torch.bfloat16 and tensor.is_floating_point() else tensor
 
     def entries(self) -> dict[str, Entry]:
         state = self.module.state_dict()
@@ -65,7 +73,31 @@ class TorchBlock(Block):
     def forward(self, x: Array, training: bool = True) -> Array:
         self.module.train(training)
         with _translated(f"{self.code}, called with {x.dtype} {x.shape}"), torch.no_grad():
-            return _array(self.module(torch.from_numpy(x)))
+            return _array(self.module(self._tensor(x)))
+
+    def backward(self, x: Array, dy: Array, training: bool = True) -> Gradients:
+        self.module.train(training)
+        self.module.zero_grad(set_to_none=True)
+        given = self._tensor(x).requires_grad_()
+        with _translated(f"{self.code}, called with {x.dtype} {x.shape} and differentiated"):
+            self.module(given).backward(self._tensor(dy))
+        found = {name: _array(p.grad) for name, p in self.module.named_parameters() if p.grad is not None}
+        if given.grad is None:
+            raise Crashed("the input received no gradient", self.code)
+        return Gradients(_array(given.grad), found)
+
+    def result_dtype(self, x: Array, training: bool = True) -> str:
+        self.module.train(training)
+        with _translated(self.code), torch.no_grad():
+            return str(self.module(self._tensor(x)).dtype).removeprefix("torch.")
+
+    def aliases(self, x: Array, training: bool = True) -> list[str]:
+        self.module.train(training)
+        given = self._tensor(x)
+        with _translated(self.code), torch.no_grad():
+            y = self.module(given)
+        others = {"x": given, **self.module.state_dict()}
+        return [name for name, t in others.items() if t.untyped_storage().data_ptr() == y.untyped_storage().data_ptr()]
 
     def state(self) -> dict[str, Array]:
         return {name: _array(tensor) for name, tensor in self.module.state_dict().items()}
@@ -80,9 +112,9 @@ class TorchBlock(Block):
         except RuntimeError as error:  # torch's own way to refuse a state
             raise Refused("", f"RuntimeError: {error}", self.code) from error
 
-    def _derived(self, make: Callable[[], Any], doing: str) -> TorchBlock:
+    def _derived(self, make: Callable[[], Any], doing: str, dtype: torch.dtype | None = None) -> TorchBlock:
         with _translated(f"{self.code}, {doing}"):
-            return TorchBlock(make(), self.code)
+            return TorchBlock(make(), self.code, dtype or self.dtype)
 
     def copy(self) -> TorchBlock:
         return self._derived(lambda: copy.deepcopy(self.module), "copy.deepcopy")
@@ -91,7 +123,8 @@ class TorchBlock(Block):
         return self._derived(lambda: pickle.loads(pickle.dumps(self.module)), "pickle")
 
     def converted(self, dtype: str) -> TorchBlock:
-        return self._derived(lambda: copy.deepcopy(self.module).to(getattr(torch, dtype)), f"to({dtype})")
+        wanted: torch.dtype = getattr(torch, dtype)
+        return self._derived(lambda: copy.deepcopy(self.module).to(wanted), f"to({dtype})", wanted)
 
     def modes(self) -> dict[str, bool]:
         return {name: module.training for name, module in self.module.named_modules()}
@@ -130,13 +163,19 @@ class TorchSubject(Subject):
         self.designator, self.factory, self.features = designator, factory, FEATURES
 
     def build(
-        self, arguments: Mapping[str, Any], positional: Sequence[Any] = (), seed: int | None = None
+        self,
+        arguments: Mapping[str, Any],
+        positional: Sequence[Any] = (),
+        seed: int | None = None,
+        dtype: str = "float32",
     ) -> TorchBlock:
         code = render_call(arguments) if not positional else f"BlockBottleneck2d{tuple(positional)!r}"
         if seed is not None:
             torch.manual_seed(seed)
+        wanted: torch.dtype = getattr(torch, dtype)
         with _translated(code):
-            return TorchBlock(self.factory(*positional, **arguments), code)
+            module = self.factory(*positional, **arguments)
+            return TorchBlock(module if wanted == torch.float32 else module.to(wanted), code, wanted)
 
     def versions(self) -> dict[str, str]:
         return {"torch": torch.__version__}

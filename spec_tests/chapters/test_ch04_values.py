@@ -1,0 +1,132 @@
+"""Chapter 4: the values of the output, every element within the bound that is derived for it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from spec_tests.compare import focused, holds
+from spec_tests.config import NAMED_VALUES, BlockConfig
+from spec_tests.enumeration import DOCUMENTED, enumerated, named_values
+from spec_tests.laws import VALUE_LAWS, Law
+from spec_tests.numeric import Numeric, law_examples, named, numerics, within
+from spec_tests.plugin import Thin
+from spec_tests.subjects.base import Subject
+
+by_norm = pytest.mark.parametrize("normalizer", NAMED_VALUES["normalizer"])
+by_scaler = pytest.mark.parametrize("scaler", NAMED_VALUES["scaler"])
+
+
+def judge(subject: Subject, clause: str, numeric: Numeric) -> None:
+    """Run one example and check its output."""
+    if not numeric.config.takes(numeric.shape, numeric.training):
+        return
+    run = numeric.expected()
+    y = numeric.built(subject).forward(numeric.x(), numeric.training)
+    within(clause, "the output", y, run.y, numeric.example(), run)
+
+
+@pytest.mark.clause("4.1")
+@by_norm
+@by_scaler
+@given(data=st.data())
+def test_every_combination(subject: Subject, normalizer: str, scaler: str, data: st.DataObject) -> None:
+    """Every combination of named values in both modes, on drawn sizes, states and inputs."""
+    numeric: Numeric = data.draw(numerics(scaler))
+    for names, training in focused(product(named_values(normalizer=normalizer, scaler=scaler), (True, False))):
+        judge(subject, "4.1", named(numeric, training, **names))
+
+
+@pytest.mark.clause("4.1")
+@by_norm
+def test_every_kind_of_shortcut(subject: Subject, thin: Thin, normalizer: str) -> None:
+    """Every combination of named values and kind of shortcut, with variances near ε."""
+    for seed, (_, config) in thin(enumerate(enumerated(normalizer=normalizer))):
+        shape = (2, config.in_planes, 5, 6)
+        for training in (True, False):
+            judge(subject, "4.1", Numeric(config, shape, "near_eps", "near_eps", seed, training))
+
+
+@pytest.mark.clause("4.1")
+@pytest.mark.needs("float64")
+@pytest.mark.parametrize("example_id", DOCUMENTED)
+def test_documented_examples(subject: Subject, example_id: str) -> None:
+    """The documented blocks on inputs of their documented size, where a float32 bound would be vacuous."""
+    config, size, _ = DOCUMENTED[example_id]
+    for training in (True, False):
+        judge(subject, "4.1", Numeric(config, (1, *size), training=training, dtype="float64"))
+
+
+@pytest.mark.clause(*dict.fromkeys(law.clause for law in VALUE_LAWS))
+@pytest.mark.parametrize("law", VALUE_LAWS, ids=lambda law: law.clause)
+@given(data=st.data())
+def test_law(subject: Subject, law: Law, data: st.DataObject) -> None:
+    """Each formula of the chapter, on blocks in which it alone matters."""
+    scalers = law.names.get("scaler", NAMED_VALUES["scaler"])
+    for scaler in scalers:
+        drawn: Numeric = data.draw(numerics(scaler))
+        for numeric, state, note in focused(law_examples(law, scaler, drawn)):
+            run = numeric.expected(state)
+            y = numeric.built(subject, state).forward(numeric.x(), numeric.training)
+            within(law.clause, "the output", y, run.y, numeric.example(note), run)
+
+
+@pytest.mark.clause("4.1")
+@pytest.mark.parametrize(
+    "dtype", [pytest.param(dtype, marks=pytest.mark.needs(dtype)) for dtype in ("float64", "bfloat16")]
+)
+@given(data=st.data())
+def test_other_types(subject: Subject, dtype: str, data: st.DataObject) -> None:
+    """The types besides float32 that the subject offers, each within the bounds of its own arithmetic."""
+    for scaler in NAMED_VALUES["scaler"]:
+        numeric = replace(data.draw(numerics(scaler)), dtype=dtype)
+        for normalizer in NAMED_VALUES["normalizer"]:
+            for training in (True, False):
+                judge(subject, "4.1", named(numeric, training, normalizer=normalizer))
+
+
+def judge_nonfinite(subject: Subject, clause: str, numeric: Numeric, value: float, place: tuple[int, ...]) -> None:
+    """One element of the input is not finite: what depends on it is as the clause says, the rest is as ever."""
+    x = numeric.x()
+    x[tuple(i % n for i, n in zip(place, x.shape, strict=True))] = value
+    run = numeric.expected(x=x)
+    y = numeric.built(subject).forward(x, numeric.training)
+    example = numeric.example(f"with x{list(place)} = {value}")
+    due = np.isnan(run.y.value) & (run.y.bound == 0)
+    missing = np.argwhere(due & ~np.isnan(y)).tolist()
+    holds(clause, "elements that must be NaN and are not", not missing, missing, "none", example)
+    with np.errstate(all="ignore"):
+        passes = np.isinf(run.y.bound) | due | (np.abs(y - run.y.value) <= run.y.bound)
+    outside = np.argwhere(~passes).tolist()
+    holds(clause, "elements that do not depend on it and are wrong", not outside, outside, "none", example)
+
+
+@pytest.mark.clause("4.22", "4.23")
+@by_norm
+@given(data=st.data())
+def test_numbers_that_are_not_finite(subject: Subject, normalizer: str, data: st.DataObject) -> None:
+    """A NaN reaches all that depends on it and no other sample; an infinity becomes a NaN in a norm."""
+    for scaler in NAMED_VALUES["scaler"]:
+        numeric: Numeric = replace(data.draw(numerics(scaler, max_batch=2)), input_kind="normal", state_kind="distinct")
+        place = tuple(data.draw(st.tuples(*[st.integers(0, 3)] * 4)))
+        for names, training in focused(product(named_values(normalizer=normalizer, scaler=scaler), (True, False))):
+            case = named(numeric, training, **names)
+            judge_nonfinite(subject, "4.22", case, np.nan, place)
+            judge_nonfinite(subject, "4.23", case, np.inf, place)
+
+
+@pytest.mark.clause("4.1")
+@example(seed=0)
+@given(seed=st.integers(0, 1000))
+def test_extreme_sizes_of_channels(subject: Subject, seed: int) -> None:
+    """One channel, and more channels than a vector register holds."""
+    rng = np.random.default_rng(seed)
+    for planes in ((1, 1), (1, 17), (33, 2)):
+        normalizer = NAMED_VALUES["normalizer"][int(rng.integers(4))]
+        config = BlockConfig.of(*planes, normalizer=normalizer, activator="prelu", stride=(1, 2))
+        judge(subject, "4.1", Numeric(config, (1, planes[0], 3, 4), seed=seed))
