@@ -1,0 +1,172 @@
+"""Chapter 5: gradients of the input and of every parameter, within the bounds that are derived for them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spec_tests.compare import NonConformance, equal, equal_entries, focused, holds
+from spec_tests.config import NAMED_VALUES
+from spec_tests.enumeration import enumerated, named_values
+from spec_tests.laws import GRADIENT_LAWS, Law
+from spec_tests.numeric import Numeric, law_examples, named, numerics, within
+from spec_tests.oracle import vjp
+from spec_tests.plugin import Thin
+from spec_tests.subjects.base import Array, Block, Crashed, Gradients, Subject
+
+pytestmark = pytest.mark.needs("backward")
+by_norm = pytest.mark.parametrize("normalizer", NAMED_VALUES["normalizer"])
+by_scaler = pytest.mark.parametrize("scaler", NAMED_VALUES["scaler"])
+
+
+def differentiate(clause: str, block: Block, numeric: Numeric) -> Gradients:
+    """The gradients of one call; a block that cannot be differentiated breaks the clause."""
+    try:
+        return block.backward(numeric.x(), numeric.dy(), numeric.training)
+    except Crashed as crash:
+        what = "a forward call and its backward pass"
+        raise NonConformance(clause, what, crash.error, "gradients", numeric.example()) from crash
+
+
+def judge(
+    subject: Subject, clauses: tuple[str, str], numeric: Numeric, state: dict[str, Array] | None = None, note: str = ""
+) -> None:
+    """Run one example; check the gradient of the input by the first clause, of the parameters by the second."""
+    if not numeric.config.takes(numeric.shape, numeric.training):
+        return
+    run = numeric.expected(state)
+    expected = vjp(run, numeric.dy())
+    got = differentiate(clauses[0], numeric.built(subject, state), numeric)
+    example = numeric.example(note)
+    within(clauses[0], "the gradient of the input", got.dx, expected.dx, example, run, "dx")
+    for name, bounded in expected.params.items():
+        if name not in got.params:
+            raise NonConformance(clauses[1], f"the gradient of {name}", "none", f"shape {bounded.shape}", example)
+        within(clauses[1], f"the gradient of {name}", got.params[name], bounded, example, run, name)
+
+
+@pytest.mark.clause("5.1", "5.2")
+@by_norm
+@by_scaler
+@given(data=st.data())
+def test_every_combination(subject: Subject, normalizer: str, scaler: str, data: st.DataObject) -> None:
+    """Every combination of named values in both modes, on drawn sizes, states, inputs and gradients."""
+    drawn: Numeric = data.draw(numerics(scaler))
+    for names, training in focused(product(named_values(normalizer=normalizer, scaler=scaler), (True, False))):
+        judge(subject, ("5.1", "5.2"), named(drawn, training, **names))
+
+
+@pytest.mark.clause("5.1", "5.2")
+@pytest.mark.needs("float64")
+@by_norm
+@given(data=st.data())
+def test_float64(subject: Subject, normalizer: str, data: st.DataObject) -> None:
+    """The same in float64, whose bounds are a billion times narrower."""
+    for scaler in NAMED_VALUES["scaler"]:
+        drawn = replace(data.draw(numerics(scaler)), dtype="float64")
+        for training in (True, False):
+            judge(subject, ("5.1", "5.2"), named(drawn, training, normalizer=normalizer))
+
+
+@pytest.mark.clause(*dict.fromkeys(law.clause for law in GRADIENT_LAWS))
+@pytest.mark.parametrize("law", GRADIENT_LAWS, ids=lambda law: law.clause)
+@given(data=st.data())
+def test_law(subject: Subject, law: Law, data: st.DataObject) -> None:
+    """Each statement of the chapter, on blocks in which it alone matters."""
+    for scaler in law.names.get("scaler", NAMED_VALUES["scaler"]):
+        drawn: Numeric = data.draw(numerics(scaler))
+        for numeric, state, note in focused(law_examples(law, scaler, drawn)):
+            judge(subject, (law.clause, law.clause), numeric, state, note)
+
+
+@pytest.mark.clause("5.6")
+@by_norm
+@given(seed=st.integers(0, 10_000))
+def test_kinks(subject: Subject, normalizer: str, seed: int) -> None:
+    """Where the input of an activation is 0, the gradient lies in the hull of the slopes of its two sides."""
+    for scaler, activator in focused(product(NAMED_VALUES["scaler"], ("prelu", "relu"))):
+        for order in NAMED_VALUES["layer_order"]:
+            names = {"normalizer": normalizer, "activator": activator, "layer_order": order, "scaler": scaler}
+            plain = Numeric(next(iter(enumerated()))[1], (2, 4, 3, 4), "ties", "ties", seed)
+            judge(subject, ("5.6", "5.6"), named(plain, True, in_planes=2, out_planes=2, **names))
+
+
+@pytest.mark.clause("5.9")
+@by_norm
+def test_every_parameter_receives_its_gradient(subject: Subject, thin: Thin, normalizer: str) -> None:
+    """Every configuration can be differentiated in both modes, and leaves no parameter without a gradient."""
+    untrained = []
+    first: NonConformance | None = None
+    total = 0
+    for seed, (_, config) in thin(enumerate(enumerated(normalizer=normalizer))):
+        for training in (True, False):
+            numeric = Numeric(config, (2, config.in_planes, 5, 6), seed=seed, training=training)
+            total += 1
+            try:
+                got = differentiate("5.9", numeric.built(subject), numeric)
+                found = {name: value.shape for name, value in got.params.items()}
+                equal_entries(
+                    "5.9", "shapes of the gradients of the parameters", found, config.parameters(), numeric.example()
+                )
+                wrong = [name for name, value in got.params.items() if not np.isfinite(value).all()]
+                equal("5.9", "gradients that are not finite", wrong, [], numeric.example())
+            except NonConformance as broken:
+                first = first or broken
+                untrained.append(config)
+    if first is not None:
+        got_text = f"{len(untrained)} of {total} calls cannot be trained from; the first: {first.got}"
+        first_numeric = Numeric(untrained[0], (2, untrained[0].in_planes, 5, 6))
+        raise NonConformance("5.9", first.what, got_text, first.expected, first_numeric.example()) from first
+
+
+@pytest.mark.clause("5.10", "5.11")
+@by_norm
+def test_calls_are_independent(subject: Subject, thin: Thin, normalizer: str) -> None:
+    """The same backward pass gives the same gradients again, and changes nothing but the statistics."""
+    for seed, (_, config) in thin(enumerate(enumerated(normalizer=normalizer))):
+        numeric = Numeric(config, (2, config.in_planes, 5, 6), seed=seed, training=bool(seed % 2))
+        example = numeric.example()
+        block = numeric.built(subject)
+        x, dy = numeric.x(), numeric.dy()
+        first = differentiate("5.10", block, numeric)
+        # A call on other numbers in between, then the first state and call again.
+        differentiate("5.10", block, replace(numeric, seed=seed + 1000))
+        block.load(numeric.state())
+        before = block.state()
+        again = block.backward(x, dy, numeric.training)
+        equal("5.10", "the gradient of the input, again", np.array_equal(again.dx, first.dx), True, example)
+        wrong = [n for n, value in first.params.items() if not np.array_equal(again.params.get(n, ()), value)]
+        equal("5.10", "gradients that differ the second time", wrong, [], example)
+        equal("5.11", "x is as before", x.tobytes() == numeric.x().tobytes(), True, example)
+        equal("5.11", "dy is as before", dy.tobytes() == numeric.dy().tobytes(), True, example)
+        changed = [n for n, value in block.state().items() if value.tobytes() != before[n].tobytes()]
+        allowed = set(config.buffers()) if numeric.training else set()
+        equal("5.11", "entries of the state that changed", sorted(set(changed) - allowed), [], example)
+
+
+@pytest.mark.clause("5.1")
+@by_scaler
+@given(data=st.data())
+def test_dot_products(subject: Subject, scaler: str, data: st.DataObject) -> None:
+    """Of a block that is linear in x, <dy, f(x) - f(0)> is <dx, x>, within the bounds of both sides."""
+    drawn: Numeric = replace(data.draw(numerics(scaler)), input_kind="normal", state_kind="distinct")
+    for normalizer, training in (("null", True), ("batch", False)):
+        numeric = named(drawn, training, normalizer=normalizer, activator="null")
+        x, dy, zero = numeric.x(), numeric.dy(), np.zeros_like(numeric.x())
+        block = numeric.built(subject)
+        y, origin = block.forward(x, training), block.forward(zero, training)
+        dx = differentiate("5.1", block, numeric).dx
+        run, run_zero = numeric.expected(), numeric.expected(x=zero)
+        left = float(np.sum(dy.astype(np.float64) * (y.astype(np.float64) - origin)))
+        right = float(np.sum(dx.astype(np.float64) * x))
+        bound = np.sum(np.abs(dy) * (run.y.bound + run_zero.y.bound)) + np.sum(np.abs(x) * vjp(run, dy).dx.bound)
+        # The sums themselves are taken in float64.
+        bound += 2**-40 * (np.sum(np.abs(dy * y)) + np.sum(np.abs(dy * origin)) + np.sum(np.abs(dx * x)))
+        what = "<dy, f(x) - f(0)> and <dx, x>"
+        good = not abs(left - right) > bound
+        holds("5.1", what, good, f"{left!r} and {right!r}", f"a difference of at most {bound:.3g}", numeric.example())

@@ -1,0 +1,147 @@
+"""Chapter 6: the running statistics of batch norms, after one call and after many."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spec_tests.compare import Example, equal, equal_entries, focused
+from spec_tests.config import NAMED_VALUES, BlockConfig
+from spec_tests.enumeration import enumerated, named_values
+from spec_tests.numeric import Numeric, named, numerics, within
+from spec_tests.oracle import Forward
+from spec_tests.plugin import Thin
+from spec_tests.subjects.base import Array, Subject
+
+CLAUSES = {"running_mean": "6.1", "running_var": "6.2", "num_batches_tracked": "6.3"}
+by_scaler = pytest.mark.parametrize("scaler", NAMED_VALUES["scaler"])
+
+
+def judge_buffers(
+    got: dict[str, Array], run: Forward, example: Example, what: str, clauses: dict[str, str] | None = None
+) -> None:
+    """Check every buffer after a call, each by its own clause."""
+    for name in run.config.buffers():
+        tensor = name.rpartition(".")[2]
+        clause = (clauses or CLAUSES)[tensor]
+        if tensor == "num_batches_tracked":
+            equal(clause, f"{name} {what}", int(got[name]), int(run.stats[name].value), example)
+        else:
+            within(clause, f"{name} {what}", got[name], run.stats[name], example, run, name)
+
+
+@pytest.mark.clause("6.1", "6.2", "6.3")
+@by_scaler
+@given(data=st.data())
+def test_one_call(subject: Subject, scaler: str, data: st.DataObject) -> None:
+    """One call in training replaces the mean and the unbiased variance of every norm, and counts."""
+    drawn: Numeric = data.draw(numerics(scaler))
+    for names in focused(named_values(normalizer="batch", scaler=scaler)):
+        numeric = named(drawn, True, **names)
+        block = numeric.built(subject)
+        block.forward(numeric.x(), True)
+        judge_buffers(block.state(), numeric.expected(), numeric.example(), "after one call")
+
+
+@pytest.mark.clause("6.5")
+def test_every_norm_has_its_own(subject: Subject, thin: Thin) -> None:
+    """The norms of all branches, the projection's too, follow their own inputs."""
+    for seed, (_, config) in thin(enumerate(enumerated(normalizer="batch"))):
+        numeric = Numeric(config, (3, config.in_planes, 5, 6), "distinct", "offset" if seed % 2 else "normal", seed)
+        block = numeric.built(subject)
+        block.forward(numeric.x(), True)
+        clauses = dict.fromkeys(CLAUSES, "6.5")
+        judge_buffers(block.state(), numeric.expected(), numeric.example(), "after one call", clauses)
+
+
+@pytest.mark.clause("6.6", "6.4")
+@by_scaler
+@given(data=st.data())
+def test_many_calls(subject: Subject, scaler: str, data: st.DataObject) -> None:
+    """Every call starts from the buffers as they are, with the same factors; evaluation leaves them alone."""
+    drawn: Numeric = data.draw(numerics(scaler))
+    calls = data.draw(st.lists(st.booleans(), min_size=2, max_size=5))
+    numeric = named(drawn, True, normalizer="batch")
+    block = numeric.built(subject)
+    state = numeric.state()
+    for step, training in enumerate(calls):
+        call = replace(numeric, seed=numeric.seed + step, training=training)
+        block.forward(call.x(), training)
+        after = block.state()
+        example = call.example(f"call {step + 1} of {['evaluation', 'training'][training]}")
+        if training:
+            # The oracle starts from the subject's own buffers, so that no bound adds up.
+            run = call.expected(state)
+            judge_buffers(after, run, example, f"after call {step + 1}", dict.fromkeys(CLAUSES, "6.6"))
+        else:
+            changed = {name: "changed" for name in after if after[name].tobytes() != state[name].tobytes()}
+            equal_entries("6.4", "buffers after a call in evaluation", changed, {}, example)
+        state = after
+    # The same from a loaded state: a history that is not in the buffers would show.
+    fresh = numeric.built(subject, state)
+    fresh.forward(numeric.x(), True)
+    run = numeric.expected(state)
+    judge_buffers(fresh.state(), run, numeric.example("state loaded"), "after a load", dict.fromkeys(CLAUSES, "6.6"))
+
+
+@pytest.mark.clause("6.4")
+def test_evaluation(subject: Subject, thin: Thin) -> None:
+    """Evaluation changes no buffer, before training and after it."""
+    for seed, (_, config) in thin(enumerate(enumerated(normalizer="batch"))):
+        numeric = Numeric(config, (2, config.in_planes, 5, 6), seed=seed, training=False)
+        block = numeric.built(subject)
+        for _ in range(2):
+            before = block.state()
+            block.forward(numeric.x(), False)
+            changed = {n: "changed" for n, value in block.state().items() if value.tobytes() != before[n].tobytes()}
+            equal_entries("6.4", "entries after a call in evaluation", changed, {}, numeric.example())
+            block.forward(numeric.x(), True)
+
+
+@pytest.mark.clause("6.7")
+@pytest.mark.needs("backward")
+def test_backward_updates_nothing(subject: Subject, thin: Thin) -> None:
+    """A forward call with its backward pass leaves the statistics of the forward call alone."""
+    for seed, (_, config) in thin(enumerate(enumerated(normalizer="batch"))):
+        numeric = Numeric(config, (2, config.in_planes, 5, 6), seed=seed)
+        block = numeric.built(subject)
+        block.backward(numeric.x(), numeric.dy(), True)
+        clauses = dict.fromkeys(CLAUSES, "6.7")
+        judge_buffers(block.state(), numeric.expected(), numeric.example(), "after a backward pass", clauses)
+
+
+@pytest.mark.clause("6.8")
+@by_scaler
+@given(data=st.data())
+def test_the_current_statistics_normalize(subject: Subject, scaler: str, data: st.DataObject) -> None:
+    """In training the output does not depend on the buffers, neither before nor after their replacement."""
+    drawn: Numeric = data.draw(numerics(scaler))
+    for order in focused(NAMED_VALUES["layer_order"]):
+        numeric = named(drawn, True, normalizer="batch", layer_order=order)
+        state = numeric.state()
+        far = {name: np.full_like(value, 77) if "running" in name else value for name, value in state.items()}
+        run = numeric.expected(far)
+        y = numeric.built(subject, far).forward(numeric.x(), True)
+        example = numeric.example("with running statistics of 77")
+        within("6.8", "the output in training", y, run.y, example, run)
+
+
+@pytest.mark.clause("6.3", "6.6")
+def test_many_calls_count(subject: Subject) -> None:
+    """Twelve calls count twelve; the mean goes to that of the input at the pace of 0.9 a call."""
+    config = BlockConfig.of(2, 2, normalizer="batch", activator="null")
+    numeric = Numeric(config, (4, 2, 3, 3), "initial", "offset", 5)
+    block = numeric.built(subject)
+    state = block.state()
+    for step in range(12):
+        block.forward(numeric.x(), True)
+        run = numeric.expected(state)
+        state = block.state()
+        judge_buffers(state, run, numeric.example(), f"after call {step + 1}", {**dict.fromkeys(CLAUSES, "6.6")})
+    for name in config.buffers():
+        if name.endswith("num_batches_tracked"):
+            equal("6.3", f"{name} after twelve calls", int(state[name]), 12, numeric.example())

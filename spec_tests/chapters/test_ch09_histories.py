@@ -1,0 +1,107 @@
+"""Chapter 9, over histories: any sequence of calls, loads, copies and conversions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+
+from spec_tests.compare import Example, NonConformance, equal
+from spec_tests.config import NAMED_VALUES
+from spec_tests.numeric import Numeric, named, numerics, within
+from spec_tests.oracle import vjp
+from spec_tests.subjects.base import Block, Crashed, Subject
+
+
+class History(RuleBasedStateMachine):
+    """One block, whose every result follows from the state that it shows; subclasses set `subject`."""
+
+    subject: Subject
+    normalizer: str
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[str] = []
+
+    @initialize(data=st.data())
+    def build(self, data: st.DataObject) -> None:
+        drawn: Numeric = data.draw(numerics(data.draw(st.sampled_from(NAMED_VALUES["scaler"]))))
+        self.numeric = named(drawn, normalizer=self.normalizer)
+        self.block: Block = self.numeric.built(self.subject)
+        self.twins: list[tuple[Block, bytes]] = []
+
+    def _call(self, seed: int, training: bool, step: str) -> tuple[Numeric, Example]:
+        numeric = Numeric(self.numeric.config, self.numeric.shape, seed=seed, training=training)
+        self.steps.append(step)
+        return numeric, numeric.example("after " + ", ".join(self.steps[-8:]))
+
+    @rule(seed=st.integers(0, 9), training=st.booleans())
+    def forward(self, seed: int, training: bool) -> None:
+        numeric, example = self._call(seed, training, f"forward {seed} {'training' if training else 'evaluation'}")
+        run = numeric.expected(self.block.state())
+        y = self.block.forward(numeric.x(), training)
+        within("9.8", "the output", y, run.y, example, run)
+        self._buffers(run, example)
+
+    @precondition(lambda self: "backward" in self.subject.features)
+    @rule(seed=st.integers(0, 9), training=st.booleans())
+    def backward(self, seed: int, training: bool) -> None:
+        numeric, example = self._call(seed, training, f"backward {seed}")
+        run = numeric.expected(self.block.state())
+        try:
+            got = self.block.backward(numeric.x(), numeric.dy(), training)
+        except Crashed as crash:
+            raise NonConformance("9.8", "a backward pass", crash.error, "gradients", example) from crash
+        expected = vjp(run, numeric.dy())
+        within("9.8", "the gradient of the input", got.dx, expected.dx, example, run, "dx")
+        for name, bounded in expected.params.items():
+            within("9.8", f"the gradient of {name}", got.params[name], bounded, example, run, name)
+        self._buffers(run, example)
+
+    def _buffers(self, run: Any, example: Example) -> None:
+        state = self.block.state()
+        for name in run.config.buffers():
+            within("9.8", name, np.asarray(state[name]), run.stats[name], example, run, name)
+
+    @rule(seed=st.integers(0, 9))
+    def load(self, seed: int) -> None:
+        numeric, example = self._call(seed, True, f"load {seed}")
+        state = numeric.state()
+        self.block.load(state)
+        wrong = [n for n, value in self.block.state().items() if value.tobytes() != state[n].tobytes()]
+        equal("9.8", "entries that differ from the loaded state", wrong, [], example)
+
+    @precondition(lambda self: "copy" in self.subject.features)
+    @rule()
+    def copy(self) -> None:
+        self.steps.append("copy")
+        self.twins.append((self.block, _bits(self.block)))
+        self.block = self.block.copy()
+
+    @precondition(lambda self: {"convert", "float64"} <= self.subject.features)
+    @rule()
+    def convert_there_and_back(self) -> None:
+        self.steps.append("convert to float64 and back")
+        self.block = self.block.converted("float64").converted("float32")
+
+    def teardown(self) -> None:
+        for number, (block, bits) in enumerate(self.twins):
+            example = self.numeric.example("after " + ", ".join(self.steps[-8:]))
+            what = f"the block that copy {number + 1} was made of is as it was then"
+            equal("9.8", what, _bits(block) == bits, True, example)
+
+
+def _bits(block: Block) -> bytes:
+    return b"".join(value.tobytes() for value in block.state().values())
+
+
+@pytest.mark.clause("9.8")
+@pytest.mark.parametrize("normalizer", NAMED_VALUES["normalizer"])
+def test_histories(subject: Subject, normalizer: str) -> None:
+    """Whatever happened before, a result follows from arguments, state, mode and input."""
+    machine = type("History", (History,), {"subject": subject, "normalizer": normalizer})
+    run_state_machine_as_test(machine, settings=settings(stateful_step_count=12))

@@ -1,0 +1,249 @@
+"""Chapter 9: what the output must not depend on, and what a call must not change."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spec_tests.compare import equal, focused, holds
+from spec_tests.config import NAMED_VALUES, BlockConfig
+from spec_tests.enumeration import enumerated, named_values
+from spec_tests.laws import only_shortcut
+from spec_tests.numeric import Numeric, named, numerics, same_within, within
+from spec_tests.plugin import Thin
+from spec_tests.subjects.base import Array, Subject
+
+by_norm = pytest.mark.parametrize("normalizer", NAMED_VALUES["normalizer"])
+by_scaler = pytest.mark.parametrize("scaler", NAMED_VALUES["scaler"])
+MODES = (True, False)
+
+
+def different_bits(one: Array, two: Array) -> int:
+    """How many elements differ in any bit; all of them if the shapes do."""
+    if one.shape != two.shape or one.dtype != two.dtype:
+        return max(one.size, two.size, 1)
+    return int(np.count_nonzero(one.view(f"u{one.itemsize}") != two.view(f"u{two.itemsize}")))
+
+
+def own_samples(config: BlockConfig, training: bool) -> bool:
+    """Whether each sample's output is its own (all but batch norms in training)."""
+    return config.normalizer != "batch" or not training
+
+
+@pytest.mark.clause("9.1", "9.2")
+@by_scaler
+@given(data=st.data())
+def test_batches(subject: Subject, scaler: str, data: st.DataObject) -> None:
+    """A sample does not see its neighbours, and permuting the batch permutes the output."""
+    drawn: Numeric = data.draw(numerics(scaler, min_elements=2))
+    drawn = replace(drawn, shape=(3, *drawn.shape[1:]))
+    neighbour = data.draw(st.sampled_from([0.0, -1.0, 1e4, float("nan")]))
+    for names, training in focused(product(named_values(scaler=scaler), MODES)):
+        numeric = named(drawn, training, **names)
+        block, x, example = numeric.built(subject), numeric.x(), numeric.example()
+        run, y = numeric.expected(), block.forward(x, training)
+        order = [2, 0, 1]
+        permuted = numeric.built(subject).forward(x[order], training)
+        bound = run.y.bound + run.y.bound
+        same_within("9.2", "the output of the permuted batch", permuted, y[order], bound[order], example)
+        if own_samples(numeric.config, training):
+            others = x.copy()
+            others[1:] = neighbour
+            changed = numeric.built(subject).forward(others, training)[:1]
+            what = f"the output of sample 0 with the others set to {neighbour}"
+            same_within("9.1", what, changed, y[:1], bound[:1], example)
+            alone = numeric.built(subject).forward(x[:1], training)
+            same_within("9.1", "the output of sample 0 alone", alone, y[:1], bound[:1], example)
+
+
+@pytest.mark.clause("9.3", "9.4", "9.5", "9.6", "9.8")
+@by_norm
+def test_calls_leave_no_trace(subject: Subject, thin: Thin, normalizer: str) -> None:
+    """The same call gives the same bits, again, after other calls, and in a new block of the same state."""
+    bitwise = "bitwise" in subject.features
+    for seed, (_, config) in thin(enumerate(enumerated(normalizer=normalizer))):
+        for training in MODES:
+            numeric = Numeric(config, (2, config.in_planes, 5, 6), seed=seed, training=training)
+            block, example = numeric.built(subject), numeric.example()
+            state, x = numeric.state(), numeric.x()
+            bound = 2 * numeric.expected().y.bound
+            first = block.forward(x, training)
+            equal("9.6", "x is as before", x.tobytes() == numeric.x().tobytes(), True, example)
+            changed = [n for n, value in block.state().items() if value.tobytes() != state[n].tobytes()]
+            allowed = set(config.buffers()) if training else set()
+            equal("9.5", "entries that a forward call changed", sorted(set(changed) - allowed), [], example)
+            if not own_samples(config, training):
+                block.load(state)
+            again = block.forward(x, training)
+            # Another size, the other mode and other numbers in between.
+            block.forward(Numeric(config, (1, config.in_planes, 6, 5), seed=seed + 1).x(), not training)
+            block.load(state)
+            later = block.forward(x, training)
+            fresh = numeric.built(subject, block.state() if own_samples(config, training) else state)
+            for clause, what, y in (
+                ("9.3", "the same call again", again),
+                ("9.8", "the same call after others", later),
+                ("9.4", "the same call in a new block", fresh.forward(x, training)),
+            ):
+                if bitwise:
+                    equal(clause, f"elements that differ, {what}", different_bits(y, first), 0, example)
+                else:
+                    same_within(clause, what, y, first, bound, example)
+
+
+@pytest.mark.clause("9.7")
+@pytest.mark.needs("memory")
+@by_norm
+def test_the_output_is_its_own(subject: Subject, thin: Thin, normalizer: str) -> None:
+    """The output shares memory with neither the input nor an entry of the state."""
+    for seed, (_, config) in thin(enumerate(enumerated(normalizer=normalizer))):
+        for training in MODES:
+            numeric = Numeric(config, (2, config.in_planes, 5, 6), seed=seed, training=training)
+            shared = numeric.built(subject).aliases(numeric.x(), training)
+            equal("9.7", "what the output shares memory with", shared, [], numeric.example())
+
+
+@pytest.mark.clause("9.9")
+@pytest.mark.needs("memory")
+@pytest.mark.parametrize(
+    "dtype", ["float32", *(pytest.param(d, marks=pytest.mark.needs(d)) for d in ("float64", "bfloat16"))]
+)
+def test_types(subject: Subject, thin: Thin, dtype: str) -> None:
+    """The output has the type of the input."""
+    for seed, (_, config) in thin(enumerate(enumerated())):
+        numeric = Numeric(config, (2, config.in_planes, 5, 6), seed=seed, training=bool(seed % 2), dtype=dtype)
+        got = numeric.built(subject).result_dtype(numeric.x(), numeric.training)
+        equal("9.9", f"type of the output for {dtype}", got, dtype, numeric.example())
+
+
+def layouts(x: Array) -> dict[str, Array]:
+    """The numbers of x (N, C, H, W) in other orders of memory."""
+    wide = np.zeros((*x.shape[:3], 2 * x.shape[3]), x.dtype)
+    wide[..., ::2] = x
+    return {
+        "channels last": np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2),
+        "height and width swapped": np.ascontiguousarray(x.transpose(0, 1, 3, 2)).transpose(0, 1, 3, 2),
+        "channels before the batch": np.ascontiguousarray(x.transpose(1, 0, 2, 3)).transpose(1, 0, 2, 3),
+        "every other element": wide[..., ::2],
+    }
+
+
+@pytest.mark.clause("9.10")
+@by_scaler
+@given(data=st.data())
+def test_layouts(subject: Subject, scaler: str, data: st.DataObject) -> None:
+    """Views, other orders of the axes and expanded axes give the values of the plain copy."""
+    drawn: Numeric = data.draw(numerics(scaler))
+    for names, training in focused(product(named_values(scaler=scaler, activator="prelu"), MODES)):
+        numeric = named(drawn, training, **names)
+        x, example, run = numeric.x(), numeric.example(), numeric.expected()
+        for layout, view in layouts(x).items():
+            y = numeric.built(subject).forward(view, training)
+            within("9.10", f"the output for x laid out as {layout}", y, run.y, example, run)
+        # An axis of stride 0 repeats one sample; the plain copy repeats it in memory.
+        repeated = np.lib.stride_tricks.as_strided(x, (3, *x.shape[1:]), (0, *x.strides[1:]))
+        run = numeric.expected(x=repeated.copy())
+        y = numeric.built(subject).forward(repeated, training)
+        within("9.10", "the output for an expanded x", y, run.y, numeric.example("x[:1] expanded to 3 samples"), run)
+
+
+@pytest.mark.clause("9.11")
+@by_scaler
+@given(data=st.data())
+def test_zero_last_weight(subject: Subject, scaler: str, data: st.DataObject) -> None:
+    """With a last weight of 0 the residual branch may hold anything: the output is the shortcut."""
+    drawn: Numeric = data.draw(numerics(scaler))
+    for names, training in focused(product(named_values(scaler=scaler), MODES)):
+        numeric = named(drawn, training, **names)
+        if names["layer_order"] == "old" and names["normalizer"] != "null":
+            continue
+        state = only_shortcut(numeric.config, numeric.state())
+        # The same shortcut, and another residual branch.
+        other = only_shortcut(numeric.config, replace(numeric, seed=numeric.seed + 1, state_kind="distinct").state())
+        other.update({name: value for name, value in state.items() if name.startswith("in_node")})
+        x = numeric.x()
+        y, z = (numeric.built(subject, s).forward(x, training) for s in (state, other))
+        bound = numeric.expected(state).y.bound + numeric.expected(other).y.bound
+        example = numeric.example("state edited by laws.only_shortcut")
+        same_within("9.11", "the outputs for two residual branches", y, z, bound, example)
+        if not numeric.config.projects:
+            bound = numeric.expected(state).y.bound
+            same_within("9.11", "the output and x (an identity shortcut)", y, x, bound, example)
+
+
+def permuted_state(config: BlockConfig, state: dict[str, Array], first: str, order: Array) -> dict[str, Array]:
+    """The state with the hidden channels behind the convolution of the branch `first` in another order."""
+    found = dict(state)
+    inside = False
+    for layer in config.layers():
+        names = [name for name in state if name.rpartition(".")[0] == layer.name and state[name].ndim]
+        if layer.kind == "conv" and layer.branch == first:
+            inside = True
+            found.update({name: found[name][order] for name in names})
+        elif layer.kind == "conv" and inside:
+            weight = f"{layer.name}.weight"
+            found[weight] = found[weight][:, order]
+            return found
+        elif inside:
+            found.update({name: found[name][order] for name in names})
+    return found
+
+
+@pytest.mark.clause("9.12")
+@by_scaler
+@given(data=st.data())
+def test_hidden_channels(subject: Subject, scaler: str, data: st.DataObject) -> None:
+    """The order of the hidden channels is nobody's business."""
+    drawn: Numeric = data.draw(numerics(scaler))
+    for names, training in focused(product(named_values(scaler=scaler), MODES)):
+        numeric = named(drawn, training, in_planes=4, **names)
+        state, x = numeric.state(), numeric.x()
+        order = np.random.default_rng(numeric.seed).permutation(4)
+        y, bound = numeric.built(subject).forward(x, training), 2 * numeric.expected().y.bound
+        for first in ("conv1", "conv2"):
+            permuted = permuted_state(numeric.config, state, first, order)
+            z = numeric.built(subject, permuted).forward(x, training)
+            example = numeric.example(f"channels behind {first} in the order {order.tolist()}")
+            same_within("9.12", f"the outputs for two orders of the channels behind {first}", z, y, bound, example)
+
+
+@pytest.mark.clause("9.13")
+@by_scaler
+@given(data=st.data())
+def test_constant_added_to_a_channel(subject: Subject, scaler: str, data: st.DataObject) -> None:
+    """Where both branches normalize with their input's own statistics, a constant in a channel vanishes."""
+    # Whole numbers, so that adding the constant does not round.
+    drawn: Numeric = replace(data.draw(numerics(scaler)), input_kind="integers")
+    constant = data.draw(st.integers(-8, 8))
+    for normalizer, activator in focused(product(("batch", "inst", "pinst"), NAMED_VALUES["activator"])):
+        names = {"normalizer": normalizer, "activator": activator, "layer_order": "new"}
+        numeric = named(drawn, True, in_planes=2, out_planes=3, **names)
+        x = numeric.x()
+        raised = x.copy()
+        raised[:, 1] += constant
+        y, z = (numeric.built(subject).forward(value, True) for value in (x, raised))
+        bound = numeric.expected().y.bound + numeric.expected(x=raised).y.bound
+        example = numeric.example(f"{constant} added to channel 1")
+        same_within("9.13", "the outputs with and without the constant", z, y, bound, example)
+
+
+@pytest.mark.clause("9.14")
+@by_norm
+def test_modes(subject: Subject, thin: Thin, normalizer: str) -> None:
+    """Only batch norms know the mode."""
+    for seed, (_, config) in thin(enumerate(enumerated(normalizer=normalizer))):
+        numeric = Numeric(config, (2, config.in_planes, 5, 6), seed=seed)
+        y, z = (numeric.built(subject).forward(numeric.x(), training) for training in MODES)
+        example = numeric.example()
+        if normalizer == "batch":
+            what = "the outputs in training and evaluation (the statistics differ)"
+            holds("9.14", what, different_bits(y, z) > 0, "equal", "different", example)
+        else:
+            bound = 2 * numeric.expected().y.bound
+            same_within("9.14", "the outputs in training and evaluation", y, z, bound, example)
+
