@@ -151,7 +151,7 @@ def _judge(options: argparse.Namespace) -> int:
     ]
     if seed is not None:
         arguments += ["--seed", str(seed)]
-        console.print(f"seed {seed}")
+        print(f"seed {seed}", flush=True)
     for clause in options.clause:
         arguments += ["--clause", clause]
     if options.workers > 1:
@@ -165,22 +165,32 @@ def _judge(options: argparse.Namespace) -> int:
     live = Live(console)
     with live.progress:
         ended = pytest.main(arguments, plugins=[live, collector])
-    if ended == pytest.ExitCode.INTERRUPTED:
-        collector.verdict.interrupted = True
-    elif ended not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED):
-        collector.verdict.troubles.append(f"pytest ended with {ended!r}")
-    show(collector.verdict, run, console)
-    return collector.verdict.exit_status()
+    verdict = collector.verdict
+    known = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
+    if ended not in known and not verdict.interrupted and not verdict.troubles:
+        verdict.troubles.append(f"pytest ended with {ended!r}")
+    try:
+        show(verdict, run, console)
+    except (BrokenPipeError, SystemExit):
+        # rich leaves with 1 where the reader of a pipe went away; the status is to be that of the verdict.
+        _drop_output()
+    return verdict.exit_status()
+
+
+def _drop_output() -> None:
+    """The reader of a pipe (head, less) went away: write what is left to nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
     options = parser().parse_args(arguments)
     try:
-        return _list(options.clause) if options.command == "list" else _run(options)
+        status = _list(options.clause) if options.command == "list" else _run(options)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader of a pipe (head, less) went away: nothing is left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return NOT_JUDGED
+    return status

@@ -25,12 +25,16 @@ RATIO: dict[str, float] = {}
 
 # Which item of its enumeration a test is at; what is left of it after a failure.
 _AT: dict[str, int] = {}
+# 1, or in the smoke profile the step by which enumerations are sampled; and the number of enumerations begun.
+SAMPLE_STEP = [1]
+_TURN = [0]
 
 
 def start() -> None:
     """Forget all records; the plugin calls this before each test."""
     for record in (REACHED, VACUOUS, RATIO, _AT):
         record.clear()
+    _TURN[0] = 0
 
 
 def focused(items: Iterable[T], name: str = "") -> Iterator[T]:
@@ -39,8 +43,10 @@ def focused(items: Iterable[T], name: str = "") -> Iterator[T]:
     Hypothesis runs a failing test hundreds of times to shrink what it drew, and only that item has to fail.
     """
     focus = _AT.get(name)
+    # A sample takes other items at each run, so that all of them come up.
+    _TURN[0] += 1
     for index, item in enumerate(items):
-        if focus is not None and index != focus:
+        if index != focus if focus is not None else (index + _TURN[0]) % SAMPLE_STEP[0]:
             continue
         _AT[name] = index
         yield item

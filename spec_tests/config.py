@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from math import prod
 from numbers import Integral
 from typing import Any
@@ -139,6 +140,7 @@ class BlockConfig:
         """Whether norm and activation come before the convolution (clauses 2.2 to 2.4)."""
         return self.layer_order == "new" and self.normalizer != "null"
 
+    @lru_cache(maxsize=512)  # noqa: B019 -- bounded, and the instances are small
     def layers(self) -> tuple[Layer, ...]:
         """Every layer, branch by branch in the order conv1, conv2, conv3, in_node."""
         found: list[Layer] = []
@@ -180,6 +182,7 @@ class BlockConfig:
         """Shape of every entry of the state by name, in its order: layer by layer, parameters first."""
         return {name: shape for name, (shape, _) in self._state().items()}
 
+    @lru_cache(maxsize=512)  # noqa: B019 -- as above
     def _state(self) -> dict[str, tuple[tuple[int, ...], bool]]:
         found: dict[str, tuple[tuple[int, ...], bool]] = {}
         for layer in self.layers():

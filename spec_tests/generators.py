@@ -30,14 +30,14 @@ STATE_KINDS: dict[str, str] = {
 INPUT_KINDS: dict[str, str] = {
     "normal": "standard normal",
     "near_eps": "zero mean, each channel with a deviation of 10^U(-3.2, -1.5)",
-    "offset": "standard normal plus an offset of 10^U(0, 3) for each channel",
+    "offset": "standard normal plus an offset of 10^U(-0.5, 1.2) for each channel",
     "integers": "whole numbers from -3 to 3",
     "ties": "halves of whole numbers, symmetric about 0 with many zeros",
     "sparse": "nine of ten elements 0",
     "impulse": "a single element that is not 0, in each sample",
     "ramp": "another step along each axis",
     "extreme": "each sample scaled by 10^U(-15, 10)",
-    "constant": "one channel constant, the others standard normal",
+    "constant": "one channel of the first sample constant, the rest standard normal",
 }
 
 
@@ -114,7 +114,7 @@ def draw_input(
         value = value - value.mean((2, 3), keepdims=True)
         value = value * 10 ** rng.uniform(-3.2, -1.5, channels)
     elif kind == "offset":
-        value = value + rng.choice([-1.0, 1.0], channels) * 10 ** rng.uniform(0, 3, channels)
+        value = value + rng.choice([-1.0, 1.0], channels) * 10 ** rng.uniform(-0.5, 1.2, channels)
     elif kind == "integers":
         value = rng.integers(-3, 4, shape)
     elif kind == "ties":
@@ -136,7 +136,7 @@ def draw_input(
         if form == "float16":
             value = np.clip(value, -1e4, 1e4)
     elif kind == "constant":
-        value[:, rng.integers(0, shape[1])] = rng.normal()
+        value[0, rng.integers(0, shape[1])] = rng.normal()
     elif kind != "normal":
         raise ValueError(f"`kind` (={kind!r}) must be one of {', '.join(INPUT_KINDS)}")
     return representable(value, form)

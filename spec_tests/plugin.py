@@ -27,7 +27,7 @@ SCOPE: pytest.StashKey[tuple[list[str], list[str]]] = pytest.StashKey()
 
 T = TypeVar("T")
 
-PROFILES = {"smoke": 4, "default": 25, "thorough": 400}
+PROFILES = {"smoke": 4, "default": 15, "thorough": 400}
 RANDOM_PROFILES = ("thorough",)
 
 
@@ -55,6 +55,7 @@ def pytest_configure(config: pytest.Config) -> None:
     profile = config.getoption("profile")
     # With xdist the controller draws the seed once and its workers read it.
     config.option.seed = resolve_seed(profile, config.getoption("seed"))
+    compare.SAMPLE_STEP[0] = 7 if profile == "smoke" else 1
     hypothesis.settings.register_profile(
         "mdnc-spec",
         max_examples=PROFILES[profile],
@@ -120,7 +121,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 @pytest.fixture(scope="session")
 def subject(request: pytest.FixtureRequest) -> Subject:
     """The implementation under test."""
-    return load_subject(request.config.getoption("subject"))
+    designator = request.config.getoption("subject")
+    try:
+        return load_subject(designator)
+    except SystemExit as error:
+        raise SubjectError(f"{designator} cannot be imported: SystemExit: {error}") from error
 
 
 class Thin(Protocol):
@@ -130,13 +135,13 @@ class Thin(Protocol):
 
 
 @pytest.fixture(scope="session")
-def thin(request: pytest.FixtureRequest) -> Thin:
+def thin() -> Thin:
     """Enumerations are complete in every profile but smoke, which takes each seventh item.
 
     Seven has no factor in common with the numbers of named values and kinds of shortcut, so that the
     sample goes through all of them.
     """
-    step = 7 if request.config.getoption("profile") == "smoke" else 1
+    step = compare.SAMPLE_STEP[0]
     return lambda items: islice(items, 0, None, step)
 
 

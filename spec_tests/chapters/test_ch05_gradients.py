@@ -14,7 +14,7 @@ from spec_tests.compare import NonConformance, equal, equal_entries, focused, ho
 from spec_tests.config import NAMED_VALUES
 from spec_tests.enumeration import enumerated, named_values
 from spec_tests.laws import GRADIENT_LAWS, Law
-from spec_tests.numeric import Numeric, law_examples, named, numerics, within
+from spec_tests.numeric import Numeric, count, inspect, law_examples, named, numerics
 from spec_tests.oracle import vjp
 from spec_tests.plugin import Thin
 from spec_tests.subjects.base import Array, Block, Crashed, Gradients, Subject
@@ -43,11 +43,19 @@ def judge(
     expected = vjp(run, numeric.dy())
     got = differentiate(clauses[0], numeric.built(subject, state), numeric)
     example = numeric.example(note)
-    within(clauses[0], "the gradient of the input", got.dx, expected.dx, example, run, "dx")
+    of_input = [inspect(clauses[0], "the gradient of the input", got.dx, expected.dx, example, run, "dx")]
+    of_parameters = []
     for name, bounded in expected.params.items():
         if name not in got.params:
             raise NonConformance(clauses[1], f"the gradient of {name}", "none", f"shape {bounded.shape}", example)
-        within(clauses[1], f"the gradient of {name}", got.params[name], bounded, example, run, name)
+        of_parameters.append(
+            inspect(clauses[1], f"the gradient of {name}", got.params[name], bounded, example, run, name)
+        )
+    if clauses[0] == clauses[1]:
+        count(clauses[0], of_input + of_parameters)
+    else:
+        count(clauses[0], of_input)
+        count(clauses[1], of_parameters)
 
 
 @pytest.mark.clause("5.1", "5.2")
@@ -56,7 +64,7 @@ def judge(
 @given(data=st.data())
 def test_every_combination(subject: Subject, normalizer: str, scaler: str, data: st.DataObject) -> None:
     """Every combination of named values in both modes, on drawn sizes, states, inputs and gradients."""
-    drawn: Numeric = data.draw(numerics(scaler))
+    drawn: Numeric = data.draw(numerics(scaler, gradients=True))
     for names, training in focused(product(named_values(normalizer=normalizer, scaler=scaler), (True, False))):
         judge(subject, ("5.1", "5.2"), named(drawn, training, **names))
 
@@ -68,7 +76,7 @@ def test_every_combination(subject: Subject, normalizer: str, scaler: str, data:
 def test_float64(subject: Subject, normalizer: str, data: st.DataObject) -> None:
     """The same in float64, whose bounds are a billion times narrower."""
     for scaler in NAMED_VALUES["scaler"]:
-        drawn = replace(data.draw(numerics(scaler)), dtype="float64")
+        drawn = replace(data.draw(numerics(scaler, gradients=True)), dtype="float64")
         for training in (True, False):
             judge(subject, ("5.1", "5.2"), named(drawn, training, normalizer=normalizer))
 
@@ -79,7 +87,7 @@ def test_float64(subject: Subject, normalizer: str, data: st.DataObject) -> None
 def test_law(subject: Subject, law: Law, data: st.DataObject) -> None:
     """Each statement of the chapter, on blocks in which it alone matters."""
     for scaler in law.names.get("scaler", NAMED_VALUES["scaler"]):
-        drawn: Numeric = data.draw(numerics(scaler))
+        drawn: Numeric = data.draw(numerics(scaler, gradients=True))
         for numeric, state, note in focused(law_examples(law, scaler, drawn)):
             judge(subject, (law.clause, law.clause), numeric, state, note)
 
@@ -154,7 +162,7 @@ def test_calls_are_independent(subject: Subject, thin: Thin, normalizer: str) ->
 @given(data=st.data())
 def test_dot_products(subject: Subject, scaler: str, data: st.DataObject) -> None:
     """Of a block that is linear in x, <dy, f(x) - f(0)> is <dx, x>, within the bounds of both sides."""
-    drawn: Numeric = replace(data.draw(numerics(scaler)), input_kind="normal", state_kind="distinct")
+    drawn: Numeric = replace(data.draw(numerics(scaler, gradients=True)), input_kind="normal", state_kind="distinct")
     for normalizer, training in (("null", True), ("batch", False)):
         numeric = named(drawn, training, normalizer=normalizer, activator="null")
         x, dy, zero = numeric.x(), numeric.dy(), np.zeros_like(numeric.x())

@@ -20,7 +20,7 @@ from spec_tests.subjects.base import Array, Block, Crashed, Entry, Gradients, Re
 
 FEATURES = frozenset(
     {"copy", "serialize", "convert", "mode", "memory", "summary", "seed", "python", "backward"}
-    | {"float64", "bfloat16"}
+    | {"float64", "bfloat16", "bitwise"}
 )
 
 
