@@ -15,10 +15,10 @@ def summary(model: nn.Module, input_size: Sequence[int], batch_size: int = -1, d
     """Print the layers of `model`, its own row included, and count its parameters.
 
     Works on a copy: the mode, hooks, buffers and gradients of `model` stay as they are, and so
-    does the state of torch's random generator.
+    does the state of torch's random generator. Forward hooks of `model` see one call on random numbers.
 
     Args:
-        model: the module to describe; it may live on any device, the table is made on `device`.
+        model: the module to describe; it may live on any device but meta, the table is made on `device`.
         input_size: shape of one input without the batch, such as ``(16, 4, 255)``.
         batch_size: the batch size to print, -1 for "any".
         device: ``"cpu"`` or ``"cuda"``.

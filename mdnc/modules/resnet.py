@@ -93,6 +93,7 @@ class BlockBottleneck2d(nn.Module):
         self.layer_order = _name("layer_order", layer_order)
         self.scaler = _name("scaler", scaler)
 
+        self._agrees = all(2 * p == k - 1 for p, k in zip(self.padding, self.kernel_size, strict=True))
         up = self.scaler == "up"
         rescales = max(self.stride) > 1 or (up and self.output_size is not None)
         self.conv1 = self._branch(self.in_planes)
@@ -131,31 +132,37 @@ class BlockBottleneck2d(nn.Module):
         return nn.InstanceNorm2d(planes, affine=self.normalizer == "pinst")
 
     def _check(self, x: Tensor) -> None:
-        """Refuse `x` before a layer runs, so that a refused call changes no statistics."""
-        shape = tuple(x.shape)
-        if not x.is_floating_point():
-            raise TypeError(f"`x` (dtype {x.dtype}) must have a floating-point dtype")
+        """Refuse the type and the shape of `x` before a layer runs and changes statistics."""
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            kind = f"dtype {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"`x` ({kind}) must be a tensor of a floating-point dtype")
+        shape = x.shape
         if len(shape) != 4 or shape[1] != self.in_planes or min(shape) < 1:
             raise ValueError(
-                f"`x` (shape {shape}) must have the shape (N, {self.in_planes}, H, W), nothing of it empty"
+                f"`x` (shape {tuple(shape)}) must have the shape (N, {self.in_planes}, H, W), nothing of it empty"
             )
-        res, cut = [], []
-        for axis, size in enumerate(shape[2:]):
-            stride, margin = self.stride[axis], 2 * self.padding[axis] - self.kernel_size[axis]
-            if self.scaler == "up":
-                cut.append(size * stride if self.output_size is None else self.output_size[axis])
-                res.append(cut[-1] + margin + 1)
-            else:
-                cut.append((size - 1) // stride + 1)
-                res.append((size + margin) // stride + 1)
+        if self._agrees:
+            return
+        res, cut = self._sizes(shape[2:])
         if res != cut:
-            cause = ", ".join(
-                f"{n}={getattr(self, n)!r}" for n in ("kernel_size", "padding", "stride", "output_size", "scaler")
-            )
+            names = ("kernel_size", "padding", "stride", "output_size", "scaler")
+            cause = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
             raise ValueError(
-                f"`x` (shape {shape}) gives the size {tuple(res)} in the residual branch, but {tuple(cut)} in the "
+                f"`x` (shape {tuple(shape)}) gives the size {tuple(res)} in the residual branch, but {tuple(cut)} in the "
                 f"shortcut, because of {cause}; the sizes agree for every input where 2 * padding = kernel_size - 1"
             )
+
+    def _sizes(self, size: Sequence[int]) -> tuple[list[int], list[int]]:
+        res, cut = [], []
+        for axis, length in enumerate(size):
+            stride, margin = self.stride[axis], 2 * self.padding[axis] - self.kernel_size[axis]
+            if self.scaler == "up":
+                cut.append(length * stride if self.output_size is None else self.output_size[axis])
+                res.append(cut[-1] + margin + 1)
+            else:
+                cut.append((length - 1) // stride + 1)
+                res.append((length + margin) // stride + 1)
+        return res, cut
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `x` (N, in_planes, H, W) to (N, out_planes, H', W'); the sizes are those of SPEC.md, chapter 3.
