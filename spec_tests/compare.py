@@ -42,12 +42,15 @@ def focused(items: Iterable[T], name: str = "") -> Iterator[T]:
 
     Hypothesis runs a failing test hundreds of times to shrink what it drew, and only that item has to fail.
     """
+    numbered = list(enumerate(items))
     focus = _AT.get(name)
-    # A sample takes other items at each run, so that all of them come up.
-    _TURN[0] += 1
-    for index, item in enumerate(items):
-        if index != focus if focus is not None else (index + _TURN[0]) % SAMPLE_STEP[0]:
-            continue
+    if focus is not None:
+        numbered = [numbered[focus]]
+    elif SAMPLE_STEP[0] > 1:
+        # Another sample each time, so that all items come up, and never an empty one.
+        _TURN[0] += 1
+        numbered = numbered[_TURN[0] % min(SAMPLE_STEP[0], len(numbered)) :: SAMPLE_STEP[0]]
+    for index, item in numbered:
         _AT[name] = index
         yield item
     if focus is None:

@@ -102,7 +102,7 @@ class Numeric:
 # Kinds that bring variances near ε tell the most apart; constant channels are nearly always vacuous. Norms of
 # few elements are too: of two elements, they always give 1 and -1.
 _STATES = ["distinct", "near_eps", "near_eps", "near_eps", "ties", "initial"]
-_INPUTS = ["normal", "near_eps", "near_eps", "near_eps", "near_eps", "integers", "ties", "ties", "offset"]
+_INPUTS = ["normal", "near_eps", "integers", "ties", "offset", *["near_eps"] * 5, "integers", "ties", "normal"]
 _GRADIENT_INPUTS = [*_INPUTS, "sparse", "extreme"]
 _INPUTS += ["sparse", "ramp", "extreme", "impulse", "constant"]
 

@@ -27,7 +27,7 @@ SCOPE: pytest.StashKey[tuple[list[str], list[str]]] = pytest.StashKey()
 
 T = TypeVar("T")
 
-PROFILES = {"smoke": 4, "default": 15, "thorough": 400}
+PROFILES = {"smoke": 2, "default": 15, "thorough": 400}
 RANDOM_PROFILES = ("thorough",)
 
 

@@ -148,8 +148,8 @@ class BlockBottleneck2d(nn.Module):
             names = ("kernel_size", "padding", "stride", "output_size", "scaler")
             cause = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
             raise ValueError(
-                f"`x` (shape {tuple(shape)}) gives the size {tuple(res)} in the residual branch, but {tuple(cut)} in the "
-                f"shortcut, because of {cause}; the sizes agree for every input where 2 * padding = kernel_size - 1"
+                f"`x` (shape {tuple(shape)}) gives the size {tuple(res)} in the residual branch, {tuple(cut)} in the "
+                f"shortcut, because of {cause}; they agree for every input where 2 * padding = kernel_size - 1"
             )
 
     def _sizes(self, size: Sequence[int]) -> tuple[list[int], list[int]]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -12,8 +9,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from spec_tests.compare import Example, NonConformance, equal
 from spec_tests.config import NAMED_VALUES
-from spec_tests.numeric import Numeric, named, numerics, within
-from spec_tests.oracle import vjp
+from spec_tests.numeric import Numeric, count, inspect, named, numerics
+from spec_tests.oracle import Forward, Verdict, vjp
 from spec_tests.subjects.base import Block, Crashed, Subject
 
 
@@ -44,8 +41,7 @@ class History(RuleBasedStateMachine):
         numeric, example = self._call(seed, training, f"forward {seed} {'training' if training else 'evaluation'}")
         run = numeric.expected(self.block.state())
         y = self.block.forward(numeric.x(), training)
-        within("9.8", "the output", y, run.y, example, run)
-        self._buffers(run, example)
+        count("9.8", [inspect("9.8", "the output", y, run.y, example, run), *self._buffers(run, example)])
 
     @precondition(lambda self: "backward" in self.subject.features)
     @rule(seed=st.integers(0, 9), training=st.booleans())
@@ -57,15 +53,15 @@ class History(RuleBasedStateMachine):
         except Crashed as crash:
             raise NonConformance("9.8", "a backward pass", crash.error, "gradients", example) from crash
         expected = vjp(run, numeric.dy())
-        within("9.8", "the gradient of the input", got.dx, expected.dx, example, run, "dx")
+        verdicts = [inspect("9.8", "the gradient of the input", got.dx, expected.dx, example, run, "dx")]
         for name, bounded in expected.params.items():
-            within("9.8", f"the gradient of {name}", got.params[name], bounded, example, run, name)
-        self._buffers(run, example)
+            what = f"the gradient of {name}"
+            verdicts.append(inspect("9.8", what, got.params[name], bounded, example, run, name))
+        count("9.8", verdicts + self._buffers(run, example))
 
-    def _buffers(self, run: Any, example: Example) -> None:
+    def _buffers(self, run: Forward, example: Example) -> list[Verdict]:
         state = self.block.state()
-        for name in run.config.buffers():
-            within("9.8", name, np.asarray(state[name]), run.stats[name], example, run, name)
+        return [inspect("9.8", n, state[n], run.stats[n], example, run, n) for n in run.config.buffers()]
 
     @rule(seed=st.integers(0, 9))
     def load(self, seed: int) -> None:
