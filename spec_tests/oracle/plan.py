@@ -82,23 +82,29 @@ def _steps(layer: Layer, config: BlockConfig, rules: Rules) -> list[Step]:
 
 
 def _norm(layer: Layer, config: BlockConfig, rules: Rules) -> NormStep:
+    """A norm; rules that it has no use for are left out, so that equal plans mean that nothing changes."""
     own: float | None = getattr(rules, f"eps_{layer.branch}")
     batch = config.normalizer == "batch"
-    return NormStep(
+    step = NormStep(
         layer.name,
         batch,
         _AXES[rules.batch_axes if batch else rules.instance_axes],
         rules.eps if own is None else own,
         rules.eps_placement == "outside",
         rules.normalizing_variance == "unbiased",
-        rules.affine,
-        rules.momentum,
-        rules.running_variance == "unbiased",
-        rules.statistics_update,
-        rules.counter_step,
-        rules.training_statistics,
-        rules.evaluation_statistics,
-        rules.statistics_gradient,
+        "scale_shift" if config.normalizer == "inst" else rules.affine,
+        gradient=rules.statistics_gradient,
+    )
+    if not batch:
+        return step
+    return replace(
+        step,
+        momentum=rules.momentum,
+        running_unbiased=rules.running_variance == "unbiased",
+        update=rules.statistics_update,
+        counter_step=rules.counter_step,
+        training_statistics=rules.training_statistics,
+        evaluation_statistics=rules.evaluation_statistics,
     )
 
 
@@ -107,8 +113,9 @@ def _activation(layer: Layer, config: BlockConfig, rules: Rules) -> list[Step]:
         return []
     if config.activator == "relu" and rules.relu != "relu":
         return [FixedActStep(layer.name, rules.relu)]
-    prelu = config.activator == "prelu"
-    return [ActStep(layer.name, prelu, rules.slope, rules.slope_side, rules.slope_gradient == "batch_mean")]
+    if config.activator == "relu":
+        return [ActStep(layer.name, False)]
+    return [ActStep(layer.name, True, rules.slope, rules.slope_side, rules.slope_gradient == "batch_mean")]
 
 
 def _convolution(layer: Layer, config: BlockConfig, rules: Rules) -> list[Step]:

@@ -1,0 +1,155 @@
+"""Every check counts that it was reached, and raises when it should."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from spec_tests import compare
+from spec_tests.compare import Example, NonConformance, equal, equal_entries, holds, refused
+from spec_tests.config import BlockConfig
+from spec_tests.subjects.base import Crashed, Refused
+
+EXAMPLE = Example({"in_planes": 2, "out_planes": 3, "stride": (2, 2)}, "block(zeros(1, 2, 4, 4))")
+
+
+@pytest.fixture(autouse=True)
+def counted() -> Iterator[None]:
+    compare.REACHED.clear()
+    yield
+    compare.REACHED.clear()
+
+
+def broken(check: Any, *arguments: Any) -> NonConformance:
+    with pytest.raises(NonConformance) as caught:
+        check(*arguments)
+    return caught.value
+
+
+def test_holds() -> None:
+    holds("3.6", "a thing", True, "got", "expected", EXAMPLE)
+    assert compare.REACHED == {"3.6": 1}
+    error = broken(holds, "3.6", "a thing", False, [1], (2,), EXAMPLE)
+    assert compare.REACHED == {"3.6": 2}, "a check that fails was reached too"
+    assert (error.clause, error.what, error.got, error.expected) == ("3.6", "a thing", "[1]", "(2,)")
+    assert error.example == "block = BlockBottleneck2d(2, 3, stride=2)\nblock(zeros(1, 2, 4, 4))"
+    for part in ("3.6", "a thing", "[1]", "(2,)", error.example):
+        assert part in str(error)
+
+
+@pytest.mark.parametrize(
+    ("got", "expected"),
+    [(1, 1), ("a", "a"), ((1, 2), (1, 2)), ([], []), (None, None), (True, True), (2, 2.0), ({"a": 1}, {"a": 1})],
+)
+def test_equal(got: object, expected: object) -> None:
+    equal("1.1", "a thing", got, expected, EXAMPLE)
+    assert compare.REACHED == {"1.1": 1}
+
+
+@pytest.mark.parametrize(
+    ("got", "expected"),
+    [
+        *[(1, 2), ("a", "A"), ((1, 2), (2, 1)), ((1, 2), (1, 2, 3)), ((1, 2), [1, 2]), (None, 0), ("", None)],
+        *[(True, 1), (1, True), (False, 0), (0, False), (float("nan"), float("nan"))],
+    ],
+)
+def test_unequal(got: object, expected: object) -> None:
+    error = broken(equal, "1.1", "a thing", got, expected, EXAMPLE)
+    assert compare.REACHED == {"1.1": 1}
+    assert error.got == (got if isinstance(got, str) else repr(got))
+
+
+def test_equal_entries() -> None:
+    equal_entries("2.20", "entries", {}, {}, EXAMPLE)
+    equal_entries("2.20", "entries", {"a": (1,), "b": (2,)}, {"b": (2,), "a": (1,)}, EXAMPLE)
+    assert compare.REACHED == {"2.20": 2}
+
+
+@pytest.mark.parametrize(
+    ("got", "told", "due"),
+    [
+        ({"a": 1}, "nothing", "b 2"),
+        ({}, "nothing", "a 1, b 2"),
+        ({"a": 1, "b": 2, "c": 3}, "c 3", "nothing"),
+        ({"a": 1, "b": 3}, "b 3", "b 2"),
+        ({"a": 1, "B": 2}, "B 2", "b 2"),
+        ({"a": 2, "b": 1}, "a 2, b 1", "a 1, b 2"),
+    ],
+)
+def test_unequal_entries(got: dict[str, int], told: str, due: str) -> None:
+    """The message names the missing, surplus and differing entries and no other."""
+    error = broken(equal_entries, "2.20", "entries", got, {"a": 1, "b": 2}, EXAMPLE)
+    assert (error.got, error.expected) == (told, due)
+    assert compare.REACHED == {"2.20": 1}
+
+
+def refuse(kind: str) -> Any:
+    def call() -> object:
+        raise Refused(kind, "no")
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("wanted", "kind"), [("type", "type"), ("value", "value"), ("type", ""), ("value", ""), ("", ""), ("", "type")]
+)
+def test_refused(wanted: str, kind: str) -> None:
+    refusal = refused(["1.2", "1.16"], "building", wanted, EXAMPLE, refuse(kind))
+    assert refusal.message == "no"
+    assert compare.REACHED == {"1.2": 1, "1.16": 1}
+
+
+@pytest.mark.parametrize(("wanted", "kind"), [("type", "value"), ("value", "type")])
+def test_refused_in_another_way(wanted: str, kind: str) -> None:
+    error = broken(refused, ["1.2", "1.16"], "building", wanted, EXAMPLE, refuse(kind))
+    names = {"type": "TypeError", "value": "ValueError"}
+    assert (error.clause, error.got, error.expected) == ("1.2", f"{names[kind]}: no", f"a {names[wanted]}")
+    assert compare.REACHED == {"1.2": 1, "1.16": 1}
+
+
+def test_not_refused() -> None:
+    error = broken(refused, ["1.2"], "building", "value", EXAMPLE, lambda: None)
+    assert (error.got, error.expected) == ("no error", "a ValueError")
+    error = broken(refused, ["3.6"], "a call", "", EXAMPLE, np.zeros, (1, 2))
+    assert error.got == "an output of shape (1, 2)"
+    assert compare.REACHED == {"1.2": 1, "3.6": 1}
+
+
+def test_a_crash_is_no_refusal() -> None:
+    """An error of another kind breaks the clause that demands the refusal, and no other."""
+
+    def crash() -> object:
+        raise Crashed("RuntimeError: sizes do not match", "a call")
+
+    with pytest.raises((NonConformance, Crashed)) as caught:
+        refused(["3.6", "3.5"], "a call", "value", EXAMPLE, crash)
+    assert "RuntimeError: sizes do not match" in str(caught.value)
+    assert compare.REACHED["3.6"] == 1
+
+
+def test_long_values_are_cut() -> None:
+    error = broken(equal, "1.1", "a thing", "x" * 5000, list(range(5000)), EXAMPLE)
+    assert len(error.got) == len(error.expected) == 400
+    assert error.got.endswith("…")
+
+
+def test_an_example_can_be_pasted() -> None:
+    config = BlockConfig.of(2, 3, stride=(1, 2), normalizer="batch")
+    example = Example.of(config, (1, 2, 4, 5), "training")
+    assert example.code() == (
+        "block = BlockBottleneck2d(2, 3, stride=(1, 2), normalizer='batch')\nblock(zeros(1, 2, 4, 5))  # training"
+    )
+    assert Example.of(config).code() == "block = BlockBottleneck2d(2, 3, stride=(1, 2), normalizer='batch')"
+    assert Example.of(config, ()).code().endswith("\nblock(zeros())")
+
+
+def test_a_failure_survives_the_way_from_a_worker() -> None:
+    error = broken(holds, "3.6", "a thing", False, 1, 2, EXAMPLE)
+    for twin in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert isinstance(twin, AssertionError)
+        assert str(twin) == str(error)

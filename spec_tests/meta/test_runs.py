@@ -1,0 +1,287 @@
+"""Whole runs of the command line: unfriendly surroundings, workers, seeds, replays, pipes and signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+from spec_tests.meta.processes import REFERENCE, ROOT, environment, mdnc_spec, mdnc_spec_many, python, run_arguments
+
+# A module in the user's own directory, once right and once with another default.
+LOCAL = """
+from mdnc.modules.resnet import BlockBottleneck2d
+
+class Right(BlockBottleneck2d):
+    pass
+
+class Wrong(BlockBottleneck2d):
+    def __init__(self, in_planes, out_planes, *rest, **named):
+        super().__init__(in_planes, out_planes, *rest, **({"activator": "relu"} | named))
+"""
+
+
+# ------------------------------------------------------------------ surroundings
+
+
+@pytest.mark.slow
+def test_a_hostile_directory(tmp_path: Path) -> None:
+    """The user's own configuration of pytest, Hypothesis and Python does not reach the run.
+
+    The suite is installed below the user's directory, as in a `.venv` there: pytest looks upwards for its files.
+    """
+    folder = tmp_path / "with spaces and [brackets]"
+    folder.mkdir()
+    hostile = {
+        "pytest.ini": "[pytest]\naddopts = --no-such-option\nminversion = 99\n",
+        "tox.ini": "[pytest]\naddopts = --no-such-option\n",
+        "setup.cfg": "[tool:pytest]\naddopts = --no-such-option\n",
+        "pyproject.toml": "[tool.pytest.ini_options\nbroken",
+        "conftest.py": "raise RuntimeError('the conftest of the user')\n",
+        "block.py": LOCAL,
+        "test_ch01_arguments.py": "raise RuntimeError('a test of the user')\n",
+    }
+    for name, text in hostile.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    site = folder / ".venv" / "site"
+    for name in ("mdnc", "spec_tests", "golden"):
+        shutil.copytree(ROOT / name, site / name, ignore=shutil.ignore_patterns("__pycache__", "meta"))
+    env = environment(
+        PYTHONPATH=str(site),
+        PYTEST_ADDOPTS="--no-such-option",
+        PYTEST_PLUGINS="no_such_plugin",
+        PYTHONWARNINGS="error::ImportWarning",
+        HYPOTHESIS_STORAGE_DIRECTORY=str(folder / "hypothesis"),
+        COLUMNS="40",
+    )
+    chosen = ("--clause", "2.23", "--clause", "1.2")
+    ended = mdnc_spec(*run_arguments("py:block:Right", *chosen), cwd=folder, env=env)
+    assert ended.status == 0, ended.out + ended.err
+    assert "py:block:Right conforms: 2 clauses hold" in ended.out
+    ended = mdnc_spec(*run_arguments("py:block:Wrong", "--clause", "1.1", "-n", "2"), cwd=folder, env=env)
+    assert ended.status == 1, ended.out + ended.err
+    assert set(ended.failures()) == {"1.1"}
+    assert sorted(p.name for p in folder.iterdir() if p.name not in ("__pycache__", ".venv")) == sorted(hostile)
+
+
+@pytest.mark.slow
+def test_without_asserts(tmp_path: Path) -> None:
+    """`python -O` drops assert statements, and no check is one."""
+    runs = [
+        run_arguments(REFERENCE, "--clause", "2.23", "--clause", "3.14"),
+        run_arguments("py:spec_tests.meta.wrong_blocks:AlwaysProjects", "--clause", "2.6"),
+        run_arguments("py:spec_tests.meta.wrong_blocks:BoolIsInt", "--clause", "1.15"),
+        run_arguments("py:spec_tests.meta.wrong_states:TrailingDropout", "--clause", "8.1"),
+    ]
+    found = mdnc_spec_many(runs, cwd=tmp_path, flags=["-O"])
+    assert [ended.status for ended in found] == [0, 1, 1, 1], found
+    assert [set(ended.failures()) for ended in found] == [set(), {"2.6"}, {"1.15"}, {"8.1"}]
+
+
+# ------------------------------------------------------------------ workers, seeds, replay
+
+
+@pytest.mark.slow
+def test_workers_change_nothing_and_nothing_is_written(tmp_path: Path) -> None:
+    """The same words and numbers with one process and with two, and an empty directory stays empty."""
+    empty, home, scratch = (tmp_path / name for name in ("an empty directory", "home", "scratch"))
+    for folder in (empty, home, scratch):
+        folder.mkdir()
+    env = environment(HOME=str(home), TMPDIR=str(scratch))
+    arguments = run_arguments("py:spec_tests.meta.wrong_blocks:ReluByDefault", "--clause", "1.1", "--clause", "1.2")
+    one, two = (mdnc_spec(*arguments, "-n", workers, cwd=empty, env=env) for workers in ("1", "2"))
+    assert one.status == two.status == 1
+    assert one.out == two.out
+    assert set(one.failures()) >= {"1.1", "1.2"}
+    assert re.search(r" 1 Arguments .* [\d,]+ checks\n", one.out), one.out
+    assert not list(empty.iterdir())
+    assert not [p for p in home.rglob("*") if "hypothesis" in p.name or "pytest" in p.name]
+    assert not [p for p in scratch.iterdir() if p.name.startswith(("mdnc-spec-", "hypothesis"))]
+
+
+RECORDED = """
+import hashlib
+from mdnc.modules.resnet import BlockBottleneck2d
+
+calls = hashlib.sha256()
+
+class Recorded(BlockBottleneck2d):
+    def __init__(self, *positional, **named):
+        calls.update(repr((positional, named)).encode())
+        super().__init__(*positional, **named)
+
+class Picky(BlockBottleneck2d):
+    def __init__(self, *positional, **named):
+        if type(named.get("in_planes")) is int and named["in_planes"] > 3:
+            named["in_planes"] = 3
+        super().__init__(*positional, **named)
+"""
+
+
+@pytest.mark.slow
+def test_seeds(tmp_path: Path) -> None:
+    """The same seed draws the same examples, another one draws others; thorough tells the seed that it took."""
+    (tmp_path / "recorded.py").write_text(RECORDED, encoding="utf-8")
+
+    code = """
+import hashlib, json, sys, recorded
+from spec_tests import cli
+for arguments in json.loads(sys.argv[1]):
+    recorded.calls = hashlib.sha256()
+    status = cli.main(arguments)
+    print("drawn", status, recorded.calls.hexdigest(), flush=True)
+"""
+
+    def drawn(*runs: list[str]) -> list[tuple[str, str]]:
+        """The printed seed and a digest of everything that was drawn, of each run."""
+        arguments = [["run", "--subject", "py:recorded:Recorded", "--clause", "1.2", "--profile", *run] for run in runs]
+        ended = python("-c", code, json.dumps(arguments), cwd=tmp_path)
+        assert ended.status == 0, ended.err
+        found: list[tuple[str, str]] = re.findall(r"(?:seed (\d+)\n)?(?:(?!drawn).*\n)+drawn 0 (\w+)\n", ended.out)
+        assert len(found) == len(runs), ended.out
+        return found
+
+    # Hypothesis takes the profile when a test is imported: one process has one profile.
+    [(seed, first)] = drawn(["thorough"])
+    other = str(int(seed) + 1)
+    same, others = drawn(["thorough", "--seed", seed], ["thorough", "--seed", other])
+    assert same == (seed, first)
+    assert others[0] == other
+    assert others[1] != first
+    fixed, seeded = drawn(["smoke"], ["smoke", "--seed", "5"])
+    assert fixed[0] == ""
+    assert seeded[0] == "5"
+    assert seeded[1] != fixed[1]
+
+
+@pytest.mark.slow
+def test_replay(tmp_path: Path) -> None:
+    """The command that a failure prints shows that failure again: enumerated, drawn, and drawn from a seed."""
+    (tmp_path / "recorded.py").write_text(RECORDED, encoding="utf-8")
+    runs = [
+        run_arguments("py:spec_tests.meta.wrong_states:FrozenSlope", "--clause", "7.2", "--clause", "7.9"),
+        run_arguments("py:spec_tests.meta.wrong_blocks:SharedSlope", "--clause", "2.21"),
+        run_arguments("py:recorded:Picky", "--clause", "1.2", "--seed", "11"),
+    ]
+    again: list[list[str]] = []
+    due: list[dict[str, str]] = []
+    for ended in mdnc_spec_many(runs, cwd=tmp_path):
+        assert ended.status == 1, ended.out
+        story = next(iter(ended.failures().values()))
+        program, *arguments = shlex.split(story["replay"])
+        assert program == "mdnc-spec"
+        again.append(arguments)
+        due.append(story)
+    assert "--seed" in again[-1]
+    for ended, story in zip(mdnc_spec_many(again, cwd=tmp_path), due, strict=True):
+        assert ended.status == 1, ended.out
+        stories = [{**found, "also": ""} for found in ended.failures().values()]
+        assert {**story, "also": ""} in stories
+
+
+# ------------------------------------------------------------------ pipes and signals
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["list"],
+        ["list", "--clause", "8.1"],
+        pytest.param(run_arguments(REFERENCE, "--clause", "2.23"), marks=pytest.mark.slow),
+    ],
+)
+def test_a_reader_that_goes_away(arguments: list[str], tmp_path: Path) -> None:
+    """As in `mdnc-spec ... | head -1`: no traceback, and no status that says "does not conform"."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "spec_tests", *arguments],
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout
+    assert process.stderr
+    process.stdout.close()
+    told = process.stderr.read().decode()
+    process.stderr.close()
+    assert process.wait(60) in (0, 3)
+    assert told == ""
+
+
+SLOW = """
+import os, time
+from pathlib import Path
+from mdnc.modules.resnet import BlockBottleneck2d
+
+class Slow(BlockBottleneck2d):
+    def __init__(self, in_planes, out_planes, *rest, **named):
+        super().__init__(in_planes, out_planes, *rest, **({"activator": "relu"} | named))
+        folder = Path(os.environ["MDNC_STARTED"])
+        if len(list(folder.iterdir())) > 60:
+            time.sleep(0.05)
+        (folder / f"{os.getpid()}-{time.monotonic_ns()}").touch()
+"""
+
+
+def read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError:
+        return b""
+
+
+def alive(mark: str) -> list[int]:
+    """The processes with this text in their environment."""
+    found = [p for p in Path("/proc").glob("[0-9]*") if mark.encode() in read(p / "environ")]
+    return [int(p.name) for p in found if b"\nState:\tZ" not in read(p / "status")]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, "1"), (signal.SIGINT, "2"), (signal.SIGTERM, "2")])
+def test_signals(number: signal.Signals, workers: str, tmp_path: Path) -> None:
+    """What was found so far is printed, the status is 130, and no process stays behind."""
+    (tmp_path / "slow.py").write_text(SLOW, encoding="utf-8")
+    started = tmp_path / "started"
+    started.mkdir()
+    mark = uuid.uuid4().hex
+    process = subprocess.Popen(
+        [sys.executable, "-m", "spec_tests", *run_arguments("py:slow:Slow", "--clause", "1", "-n", workers)],
+        cwd=tmp_path,
+        env=environment(MDNC_STARTED=str(started), MDNC_MARK=mark),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        end = time.monotonic() + 60
+        while len(list(started.iterdir())) < 80 and time.monotonic() < end and process.poll() is None:
+            time.sleep(0.05)
+        assert process.poll() is None
+        assert len(alive(mark)) >= int(workers)
+        # Ctrl-C in a terminal reaches the workers too, a plain kill only the process that was started.
+        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+        out, err = process.communicate(timeout=30)
+        assert process.returncode == 130, out + err
+        assert "Traceback" not in err, err
+        assert "interrupted: " in out
+        assert re.search(r"^FAILED 1\.1 ", out, re.MULTILINE), out
+        assert "conforms" not in out
+        end = time.monotonic() + 10
+        while alive(mark) and time.monotonic() < end:
+            time.sleep(0.1)
+        assert not alive(mark)
+    finally:
+        for leftover in alive(mark):
+            os.kill(leftover, signal.SIGKILL)
