@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from spec_tests.config import BlockConfig, render_call
-from spec_tests.subjects.base import Refused
+from spec_tests.subjects.base import Crashed, Refused
 
 T = TypeVar("T")
 
@@ -55,6 +55,12 @@ def focused(items: Iterable[T], name: str = "") -> Iterator[T]:
         yield item
     if focus is None:
         _AT.pop(name, None)
+
+
+class Thin(Protocol):
+    """Passes on all of an enumeration, or in the smoke profile a sample of it."""
+
+    def __call__(self, items: Iterable[T], /) -> Iterator[T]: ...
 
 
 @dataclass(frozen=True)
@@ -153,6 +159,8 @@ def refused(
             got = f"{names[refusal.kind]}: {refusal.message}"
             raise NonConformance(clauses[0], what, _short(got), f"a {names[kind]}", example) from None
         return refusal
+    except Crashed as crash:
+        raise NonConformance(clauses[0], what, _short(crash.error), f"a {names[kind]}", example) from None
     shown = getattr(result, "shape", None)
     got = f"an output of shape {tuple(shown)}" if shown is not None else "no error"
     raise NonConformance(clauses[0], what, got, f"a {names[kind]}", example)

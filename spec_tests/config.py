@@ -304,11 +304,12 @@ DEFAULTS: dict[str, Any] = {
 
 def render_call(arguments: Mapping[str, Any], name: str = "BlockBottleneck2d") -> str:
     """A constructor call that can be pasted; equal pairs become one int, defaults are left out."""
-    parts = []
+    parts: list[str] = []
     for key, value in arguments.items():
-        if key in DEFAULTS and type(value) is type(DEFAULTS[key]) and value == DEFAULTS[key]:
+        if key in DEFAULTS and repr(value) == repr(DEFAULTS[key]):
             continue
         is_plain_pair = isinstance(value, tuple) and len(value) == 2 and all(type(n) is int for n in value)
         shown = value[0] if is_plain_pair and value[0] == value[1] else value
-        parts.append(repr(shown) if key in ("in_planes", "out_planes") else f"{key}={shown!r}")
+        by_position = key == "in_planes" or (key == "out_planes" and len(parts) == 1)
+        parts.append(repr(shown) if by_position and len(parts) < 2 else f"{key}={shown!r}")
     return f"{name}({', '.join(parts)})"

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import hypothesis
 import pytest
 
 from spec_tests import compare
 from spec_tests.clauses import all_clauses, select, sort_key
-from spec_tests.compare import NonConformance
+from spec_tests.compare import NonConformance, Thin
 from spec_tests.subjects import REFERENCE, load_subject
 from spec_tests.subjects.base import Crashed, Refused, Subject, SubjectError
 from spec_tests.verdict import Failure, TestOutcome, Verdict
@@ -126,12 +126,6 @@ def subject(request: pytest.FixtureRequest) -> Subject:
         return load_subject(designator)
     except SystemExit as error:
         raise SubjectError(f"{designator} cannot be imported: SystemExit: {error}") from error
-
-
-class Thin(Protocol):
-    """Passes on all of an enumeration, or in the smoke profile a sample of it."""
-
-    def __call__(self, items: Iterable[T], /) -> Iterator[T]: ...
 
 
 @pytest.fixture(scope="session")

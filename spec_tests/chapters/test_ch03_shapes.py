@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spec_tests.compare import Example, equal, equal_entries, holds, refused
+from spec_tests.compare import Example, Thin, equal, equal_entries, holds, refused
 from spec_tests.config import NAMED_VALUES, BlockConfig
 from spec_tests.enumeration import DOCUMENTED, enumerated
-from spec_tests.plugin import Thin
 from spec_tests.strategies import Case, cases
 from spec_tests.subjects.base import Array, Block, Refused, Subject, zeros
 

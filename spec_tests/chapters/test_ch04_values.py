@@ -10,12 +10,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from spec_tests.compare import focused, holds
+from spec_tests.compare import Thin, focused, holds
 from spec_tests.config import NAMED_VALUES, BlockConfig
 from spec_tests.enumeration import DOCUMENTED, enumerated, named_values
 from spec_tests.laws import VALUE_LAWS, Law
 from spec_tests.numeric import Numeric, law_examples, named, numerics, within
-from spec_tests.plugin import Thin
 from spec_tests.subjects.base import Subject
 
 by_norm = pytest.mark.parametrize("normalizer", NAMED_VALUES["normalizer"])

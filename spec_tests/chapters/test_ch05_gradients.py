@@ -10,13 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spec_tests.compare import NonConformance, equal, equal_entries, focused, holds
+from spec_tests.compare import NonConformance, Thin, equal, equal_entries, focused, holds
 from spec_tests.config import NAMED_VALUES
 from spec_tests.enumeration import enumerated, named_values
 from spec_tests.laws import GRADIENT_LAWS, Law
 from spec_tests.numeric import Numeric, count, inspect, law_examples, named, numerics
 from spec_tests.oracle import vjp
-from spec_tests.plugin import Thin
 from spec_tests.subjects.base import Array, Block, Crashed, Gradients, Subject
 
 pytestmark = pytest.mark.needs("backward")

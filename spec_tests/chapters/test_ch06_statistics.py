@@ -9,12 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spec_tests.compare import Example, equal, equal_entries, focused
+from spec_tests.compare import Example, Thin, equal, equal_entries, focused
 from spec_tests.config import NAMED_VALUES, BlockConfig
 from spec_tests.enumeration import enumerated, named_values
 from spec_tests.numeric import Numeric, named, numerics, within
 from spec_tests.oracle import Forward
-from spec_tests.plugin import Thin
 from spec_tests.subjects.base import Array, Subject
 
 CLAUSES = {"running_mean": "6.1", "running_var": "6.2", "num_batches_tracked": "6.3"}

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from spec_tests.compare import Example, equal
+from spec_tests.compare import Example, Thin, equal
 from spec_tests.config import NAMED_VALUES, BlockConfig
 from spec_tests.enumeration import DOCUMENTED, INPUT_SIZE, enumerated
 from spec_tests.golden_data import documented_table, summary_index, summary_table
-from spec_tests.plugin import Thin
 from spec_tests.subjects.base import Subject
 from spec_tests.summary import table
 

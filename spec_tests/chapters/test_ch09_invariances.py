@@ -10,12 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spec_tests.compare import equal, focused, holds
+from spec_tests.compare import Thin, equal, focused, holds
 from spec_tests.config import NAMED_VALUES, BlockConfig
 from spec_tests.enumeration import enumerated
 from spec_tests.laws import only_shortcut
 from spec_tests.numeric import Numeric, named, numerics, rotation, same_within, within
-from spec_tests.plugin import Thin
 from spec_tests.subjects.base import Array, Block, Subject
 
 by_norm = pytest.mark.parametrize("normalizer", NAMED_VALUES["normalizer"])

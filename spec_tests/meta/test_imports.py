@@ -12,7 +12,7 @@ import pytest
 
 from spec_tests.meta.processes import ROOT, python
 
-LINES = 400
+LINES = 450
 FRAMEWORKS = {"torch", "torchsummary", "tensorflow", "keras", "jax", "onnxruntime", "onnx"}
 STDLIB = set(sys.stdlib_module_names)
 

@@ -1,0 +1,141 @@
+"""Verdicts on tensors, refusals of the oracle, and the generators."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from spec_tests.config import ACTIVATORS, LAYER_ORDERS, NORMALIZERS, SCALERS, BlockConfig
+from spec_tests.generators import INPUT_KINDS, STATE_KINDS, draw_input, draw_state, representable
+from spec_tests.meta.test_oracle import drawn
+from spec_tests.oracle import (
+    FLOAT64,
+    Bounded,
+    forward,
+    judge,
+    suspects,
+    vjp,
+)
+
+# FLOAT64 allows coordinates in float32, torch has them in float64.
+EXACT = replace(FLOAT64, coordinate=FLOAT64.u)
+Tensors = dict[str, NDArray[Any]]
+NAMED = list(itertools.product(NORMALIZERS, ACTIVATORS, LAYER_ORDERS, SCALERS))
+SHORTCUTS: dict[str, dict[str, Any]] = {
+    "identity": {"out_planes": 3},
+    "planes": {"out_planes": 2},
+    "stride": {"out_planes": 3, "stride": 2},
+    "one_axis": {"out_planes": 4, "stride": (1, 3), "kernel_size": (1, 3), "padding": (0, 1)},
+    "output_size": {"out_planes": 3, "output_size": (7, 4), "kernel_size": (3, 5), "padding": (1, 2)},
+}
+
+
+# ------------------------------------------------------------------ verdicts
+
+
+def test_a_verdict_names_the_first_and_the_worst_place() -> None:
+    expected = Bounded(np.zeros((2, 3)), np.full((2, 3), 0.5))
+    verdict = judge([[0.5, 0.6, 0.0], [0.0, -2.0, 0.0]], expected)
+    assert not verdict
+    assert verdict.first is not None
+    assert verdict.worst is not None
+    assert (verdict.first.index, verdict.first.got) == ((0, 1), 0.6)
+    assert (verdict.worst.index, verdict.worst.ratio, verdict.worst.bound) == ((1, 1), 4.0, 0.5)
+    assert verdict.ratio == 4.0
+    assert verdict.outside == pytest.approx(2 / 6)
+    assert verdict.describe() == (
+        "33.3% outside, worst [1, 1]: got -2.0, should be 0.0 ± 0.5 (ratio 4); "
+        "first [0, 1]: got 0.6, should be 0.0 ± 0.5 (ratio 1.2)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("actual", "value", "bound", "ok"),
+    [
+        (1.5, 1.0, 0.5, True),
+        (np.nextafter(1.5, 2), 1.0, 0.5, False),
+        (np.nan, 1.0, 0.5, False),
+        (np.inf, 1.0, 0.5, False),
+        (np.nan, 1.0, np.inf, True),
+        (np.inf, 1.0, np.inf, True),
+        (7.0, np.nan, np.inf, True),
+        (np.nan, np.nan, 0.0, True),
+        (7.0, np.nan, 0.0, False),
+        (np.inf, np.nan, 0.0, False),
+        (1.0, 1.0, 0.0, True),
+        (1.0 + 2**-52, 1.0, 0.0, False),
+    ],
+)
+def test_one_element(actual: float, value: float, bound: float, ok: bool) -> None:
+    verdict = judge([actual], Bounded(np.array([value]), np.array([bound])))
+    assert verdict.ok is ok
+    assert (verdict.worst is None) is ok
+
+
+def test_a_wrong_shape_is_no_broadcast() -> None:
+    verdict = judge(np.zeros((1, 3)), Bounded.exact(np.zeros((2, 3))))
+    assert not verdict.ok
+    assert verdict.describe() == "the shape is (1, 3), should be (2, 3)"
+
+
+def test_an_empty_tensor_passes() -> None:
+    assert judge(np.zeros((0, 3)), Bounded.exact(np.zeros((0, 3)))).ok
+
+
+@pytest.mark.parametrize(("bound", "vacuous"), [(0.0099, False), (0.0101, True), (np.inf, True)])
+def test_vacuity(bound: float, vacuous: bool) -> None:
+    value = np.array([1.0, 0.1, 0.1])
+    assert judge(value, Bounded(value, np.full(3, bound))).vacuous is vacuous
+
+
+def test_suspects_are_the_layers_on_the_way() -> None:
+    config = BlockConfig.of(2, 3, normalizer="batch", layer_order="old")
+    state, x, _ = drawn(config, (2, 2, 4, 4), 0)
+    result = forward(config, state, x, training=True)
+    assert suspects(result, "conv2.1.running_var") == ("conv1.0", "conv1.1", "conv1.2", "conv2.0", "conv2.1")
+    assert suspects(result, "in_node.1.running_mean") == ("in_node.0", "in_node.1")
+    assert suspects(result, "in_node.0.weight") == ("in_node.0", "in_node.1")
+    assert suspects(result)[-3:] == ("in_node.0", "in_node.1", "addition")
+    with pytest.raises(ValueError, match=r"conv9\.0\.weight"):
+        suspects(result, "conv9.0.weight")
+
+
+# ------------------------------------------------------------------ refusals
+
+
+def test_refusals() -> None:
+    config = BlockConfig.of(2, 3)
+    state, x, dy = drawn(config, (2, 2, 4, 4), 0)
+    result = forward(config, state, x, training=True)
+    with pytest.raises(ValueError, match="input shape"):
+        forward(config, state, x[0], training=True)
+    with pytest.raises(ValueError, match="more than one element"):
+        forward(config, state, x[:, :, :1, :1], training=True)
+    with pytest.raises(ValueError, match="has the shape"):
+        vjp(result, dy[:1])
+    del state["conv2.2.weight"]
+    with pytest.raises(ValueError, match=r"conv2\.2\.weight"):
+        forward(config, state, x, training=True)
+
+
+def test_the_same_seed_draws_the_same() -> None:
+    config = BlockConfig.of(2, 3, normalizer="batch")
+    for kind in INPUT_KINDS:
+        a, b = (draw_input(config, (2, 2, 5, 4), np.random.default_rng(5), kind) for _ in range(2))
+        assert np.array_equal(a, b)
+        assert a.dtype == np.float32
+    for kind in STATE_KINDS:
+        one, two = (draw_state(config, np.random.default_rng(5), kind) for _ in range(2))
+        assert list(one) == list(config.state())
+        assert all(np.array_equal(one[name], two[name]) and one[name].shape == config.state()[name] for name in one)
+
+
+def test_bfloat16_rounds_as_torch() -> None:
+    x = np.random.default_rng(0).normal(size=1000).astype(np.float32)
+    assert np.array_equal(representable(x, "bfloat16"), torch.from_numpy(x).bfloat16().float().numpy())
