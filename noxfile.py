@@ -101,6 +101,14 @@ FRAMEWORK_FREE = ("clauses", "compare", "config", "verdict", "imports", "traceab
 
 
 @nox.session(default=False)
+def oracle(session: nox.Session) -> None:
+    """Check the oracle's bounds on correct implementations, and their power on wrong rules (minutes)."""
+    install(session)
+    session.run("python", "tools/soundness.py", *session.posargs)
+    session.run("python", "tools/power.py")
+
+
+@nox.session(default=False)
 def benchmark(session: nox.Session) -> None:
     """Print the cost of the reference as ratios (arguments go to tools/benchmark.py)."""
     install(session)

@@ -124,6 +124,9 @@ def _list(wanted: str | None) -> int:
 def _run(options: argparse.Namespace) -> int:
     # Read before pytest and Hypothesis are imported: nothing of the user's own set-up leaks in, and
     # nothing is written into the user's directory.
+    # One thread for each process: the tensors are small, and threads would only wait for each other.
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     for name in ("PYTEST_ADDOPTS", "PYTEST_PLUGINS"):
         os.environ.pop(name, None)

@@ -74,13 +74,14 @@ class Numeric:
 
     def example(self, note: str = "") -> Example:
         """Code that makes the very same numbers."""
-        mode = "training" if self.training else "evaluation"
-        where = render_call(self.config.arguments(), "BlockConfig.of")
-        given = [
-            f"case = Numeric({where}, {self.shape}, {self.state_kind!r}, {self.input_kind!r}, {self.seed})",
-            f"block.load(case.state()); y = block(case.x())  # {mode}, {self.dtype}" + (f", {note}" if note else ""),
+        config = render_call(self.config.arguments(), "BlockConfig.of")
+        kinds = f"{self.shape}, {self.state_kind!r}, {self.input_kind!r}, {self.seed}, {self.training}, {self.dtype!r}"
+        lines = [
+            "from spec_tests.config import BlockConfig; from spec_tests.numeric import Numeric",
+            f"case = Numeric({config}, {kinds})",
+            "block.load(case.state()); y = block(case.x())  # " + ("training" if self.training else "evaluation"),
         ]
-        return Example(self.config.arguments(), "\n".join(given))
+        return Example(self.config.arguments(), "\n".join(lines) + (f", {note}" if note else ""))
 
     def built(self, subject: Subject, state: Mapping[str, Array] | None = None) -> Block:
         """The subject's block with this example's state, or with `state`."""
@@ -161,12 +162,14 @@ def inspect(
     if verdict.worst is None or verdict.first is None:
         raise NonConformance(clause, what, f"shape {np.shape(actual)}", f"shape {expected.shape}", example)
     worst, first = verdict.worst, verdict.first
-    got = f"{worst.got!r} at {list(worst.index)} (the worst), {first.got!r} at {list(first.index)} (the first)"
-    allowed = (
-        f"{worst.value!r} ± {worst.bound:.3g} and {first.value!r} ± {first.bound:.3g}; the worst is {worst.ratio:.3g} "
-        f"times its bound, {verdict.outside:.1%} of the elements are outside; "
-        f"the error entered at one of {', '.join(suspects(run, name))}"
-    )
+    got = f"{worst.got!r} at {list(worst.index)}"
+    allowed = f"{worst.value!r} ± {worst.bound:.3g}; the error is {worst.ratio:.3g} times that"
+    if first.index != worst.index:
+        got += f", the worst; the first is {first.got!r} at {list(first.index)}"
+        allowed += f", the worst; the first should be {first.value!r} ± {first.bound:.3g}"
+    allowed += f"; {verdict.outside:.1%} of the elements are outside their bounds"
+    if name not in ("y", "dx"):
+        allowed += f"; the error entered at one of {', '.join(suspects(run, name))}"
     raise NonConformance(clause, what, got, allowed, example)
 
 

@@ -61,8 +61,9 @@ def test_documented_examples(subject: Subject, example_id: str) -> None:
         judge(subject, "4.1", Numeric(config, (1, *size), training=training, dtype="float64"))
 
 
-@pytest.mark.clause(*dict.fromkeys(law.clause for law in VALUE_LAWS))
-@pytest.mark.parametrize("law", VALUE_LAWS, ids=lambda law: law.clause)
+@pytest.mark.parametrize(
+    "law", [pytest.param(law, marks=pytest.mark.clause(law.clause), id=law.clause) for law in VALUE_LAWS]
+)
 @given(data=st.data())
 def test_law(subject: Subject, law: Law, data: st.DataObject) -> None:
     """Each formula of the chapter, on blocks in which it alone matters."""

@@ -80,8 +80,9 @@ def test_float64(subject: Subject, normalizer: str, data: st.DataObject) -> None
             judge(subject, ("5.1", "5.2"), named(drawn, training, normalizer=normalizer))
 
 
-@pytest.mark.clause(*dict.fromkeys(law.clause for law in GRADIENT_LAWS))
-@pytest.mark.parametrize("law", GRADIENT_LAWS, ids=lambda law: law.clause)
+@pytest.mark.parametrize(
+    "law", [pytest.param(law, marks=pytest.mark.clause(law.clause), id=law.clause) for law in GRADIENT_LAWS]
+)
 @given(data=st.data())
 def test_law(subject: Subject, law: Law, data: st.DataObject) -> None:
     """Each statement of the chapter, on blocks in which it alone matters."""

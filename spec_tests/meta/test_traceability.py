@@ -42,7 +42,11 @@ def as_marks(found: Any) -> list[pytest.Mark]:
 
 
 def cited(marks: list[pytest.Mark]) -> tuple[str, ...]:
-    return tuple(c for mark in marks if mark.name == "clause" for c in mark.args)
+    """The ids that these marks cite, those on single parameters included."""
+    own = [c for mark in marks if mark.name == "clause" for c in mark.args]
+    parameters = [case for mark in marks if mark.name == "parametrize" for case in mark.args[1]]
+    of_parameters = [c for case in parameters for c in cited(as_marks(list(getattr(case, "marks", ()))))]
+    return (*own, *dict.fromkeys(of_parameters))
 
 
 def test_files_and_chapters_are_one_to_one() -> None:
