@@ -42,13 +42,17 @@ Chain = Callable[[Tensor, Weights], Tensor]
 
 def documented_down(x: Tensor, w: Weights) -> Tensor:
     h = F.instance_norm(x, weight=w["conv1.0.weight"], bias=w["conv1.0.bias"])
-    h = F.conv2d(F.prelu(h, w["conv1.1.weight"]), w["conv1.2.weight"])
+    h = F.prelu(h, w["conv1.1.weight"])
+    h = F.conv2d(h, w["conv1.2.weight"])
     h = F.instance_norm(h, weight=w["conv2.0.weight"], bias=w["conv2.0.bias"])
-    h = F.conv2d(F.prelu(h, w["conv2.1.weight"]), w["conv2.2.weight"], stride=(1, 2), padding=(1, 1))
+    h = F.prelu(h, w["conv2.1.weight"])
+    h = F.conv2d(h, w["conv2.2.weight"], stride=(1, 2), padding=(1, 1))
     h = F.instance_norm(h, weight=w["conv3.0.weight"], bias=w["conv3.0.bias"])
-    h = F.conv2d(F.prelu(h, w["conv3.1.weight"]), w["conv3.2.weight"])
+    h = F.prelu(h, w["conv3.1.weight"])
+    h = F.conv2d(h, w["conv3.2.weight"])
     s = F.conv2d(x, w["in_node.0.weight"], stride=(1, 2))
-    return h + F.instance_norm(s, weight=w["in_node.1.weight"], bias=w["in_node.1.bias"])
+    s = F.instance_norm(s, weight=w["in_node.1.weight"], bias=w["in_node.1.bias"])
+    return h + s
 
 
 def documented_up(x: Tensor, w: Weights) -> Tensor:
