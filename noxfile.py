@@ -44,7 +44,12 @@ def types(session: nox.Session) -> None:
     """Check the types of the sources with mypy, strictly."""
     install(session, "types", "tests")
     session.run("mypy", "-p", "mdnc", "-p", "spec_tests")
-    session.run("mypy", "noxfile.py", *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "tools").glob("*.py"))))
+    session.run(
+        "mypy",
+        "--explicit-package-bases",
+        "noxfile.py",
+        *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "tools").glob("*.py"))),
+    )
 
 
 @nox.session
