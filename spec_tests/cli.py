@@ -150,7 +150,16 @@ def _judge(options: argparse.Namespace) -> int:
         # By module name: pytest takes no path with brackets in it.
         *("--pyargs", "spec_tests.chapters"),
         *("-c", str(PACKAGE / "suite.ini"), "--rootdir", str(PACKAGE)),
-        *("-p", "spec_tests.plugin", "-p", "no:cacheprovider", "-p", "no:terminalreporter"),
+        *(
+            "-p",
+            "spec_tests.plugin",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "no:terminalreporter",
+            "-p",
+            "no:unraisableexception",
+        ),
         *("-q", "--assert=plain", "--subject", options.subject, "--profile", options.profile),
     ]
     if seed is not None:

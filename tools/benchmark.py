@@ -146,8 +146,7 @@ class Case:
         return torch.randn(batch, *self.shape, generator=torch.Generator().manual_seed(batch)).requires_grad_()
 
 
-# The judged batches are those of a training run. A call of a module costs some microseconds whatever the batch,
-# so a batch of 1, which is timed too, shows the fixed cost.
+# The judged batches are those of a training run; a batch of 1 is timed too and shows the fixed cost of the calls.
 CASES = (
     Case("down, pinst new", documented_down, (16, 4, 255), 64, 32, {"stride": (1, 2)}),
     Case("up, pinst new", documented_up, (32, 4, 128), 64, 16, {"output_size": (4, 255), "scaler": "up"}),

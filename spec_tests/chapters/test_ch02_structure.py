@@ -80,9 +80,9 @@ def test_layers_of_the_residual_branch(subject: Subject, thin: Thin, normalizer:
 @pytest.mark.clause("2.6", "2.7", "2.8", "2.11", "2.20")
 @by_norm
 @by_scaler
-def test_layers_of_the_shortcut(subject: Subject, thin: Thin, normalizer: str, scaler: str) -> None:
+def test_layers_of_the_shortcut(subject: Subject, normalizer: str, scaler: str) -> None:
     """The shortcut is a projection where it is due and holds nothing where it is not."""
-    for _, config in thin(enumerated(normalizer=normalizer, scaler=scaler)):
+    for _, config in enumerated(normalizer=normalizer, scaler=scaler):
         found = layer_entries(subject.build(config.arguments()))
         example = Example.of(config)
         shortcut = {name: shapes(entries) for name, entries in found.items() if name.startswith("in_node")}
