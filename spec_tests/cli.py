@@ -122,11 +122,11 @@ def _list(wanted: str | None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    # Read before pytest and Hypothesis are imported: nothing of the user's own set-up leaks in, and
-    # nothing is written into the user's directory.
     # One thread for each process: the tensors are small, and threads would only wait for each other.
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
+    # Read before pytest and Hypothesis are imported: nothing of the user's own set-up leaks in, and
+    # nothing is written into the user's directory.
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     for name in ("PYTEST_ADDOPTS", "PYTEST_PLUGINS"):
         os.environ.pop(name, None)
@@ -150,16 +150,8 @@ def _judge(options: argparse.Namespace) -> int:
         # By module name: pytest takes no path with brackets in it.
         *("--pyargs", "spec_tests.chapters"),
         *("-c", str(PACKAGE / "suite.ini"), "--rootdir", str(PACKAGE)),
-        *(
-            "-p",
-            "spec_tests.plugin",
-            "-p",
-            "no:cacheprovider",
-            "-p",
-            "no:terminalreporter",
-            "-p",
-            "no:unraisableexception",
-        ),
+        *("-p", "spec_tests.plugin", "-p", "no:cacheprovider"),
+        *("-p", "no:terminalreporter", "-p", "no:unraisableexception"),
         *("-q", "--assert=plain", "--subject", options.subject, "--profile", options.profile),
     ]
     if seed is not None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from spec_tests.config import BlockConfig, render_call
-from spec_tests.subjects.base import Crashed, Refused
+from spec_tests.subjects.base import Array, Crashed, Refused
 
 T = TypeVar("T")
 
@@ -139,6 +139,19 @@ def equal_entries(
         _short(", ".join(f"{k} {v}" for k, v in due.items()) or "nothing"),
         example,
     )
+
+
+def differing(got: Mapping[str, Array], expected: Mapping[str, Array]) -> dict[str, str]:
+    """The entries of two states that differ in any bit, type or shape."""
+    return {
+        name: "differs"
+        for name in {**got, **expected}
+        if name not in got
+        or name not in expected
+        or got[name].dtype != expected[name].dtype
+        or got[name].shape != expected[name].shape
+        or got[name].tobytes() != expected[name].tobytes()
+    }
 
 
 def refused(

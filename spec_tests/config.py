@@ -25,7 +25,6 @@ NAMED_VALUES: dict[str, tuple[str, ...]] = {
     "layer_order": LAYER_ORDERS,
     "scaler": SCALERS,
 }
-BRANCHES = ("conv1", "conv2", "conv3", "in_node")
 
 
 class BranchMismatchError(ValueError):

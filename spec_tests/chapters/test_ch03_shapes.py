@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spec_tests.compare import Example, Thin, equal, equal_entries, holds, refused
+from spec_tests.compare import Example, Thin, differing, equal, equal_entries, holds, refused
 from spec_tests.config import NAMED_VALUES, BlockConfig
 from spec_tests.enumeration import DOCUMENTED, enumerated
 from spec_tests.strategies import Case, cases
@@ -289,10 +289,9 @@ def test_refused_calls_leave_no_trace(subject: Subject, normalizer: str) -> None
     """A refused call changes neither parameters nor buffers."""
     config = BlockConfig.of(2, 3, kernel_size=5, stride=2, normalizer=normalizer)
     block = subject.build(config.arguments())
-    before = {name: value.tobytes() for name, value in block.state().items()}
+    before = block.state()
     for x in (zeros((2, 2, 6, 8)), zeros((2, 3, 4, 4)), zeros((2, 4, 4)), np.ones((2, 2, 7, 7), np.int64)):
         example = Example.of(config, x.shape, str(x.dtype))
         refused(["3.13"], "a call", "", example, block.forward, x, True)
-        after = {name: value.tobytes() for name, value in block.state().items()}
-        changed = {name: "changed" for name in before if after.get(name) != before[name]}
+        changed = differing(block.state(), before)
         equal_entries("3.13", "entries of the state after the refusal", changed, {}, example)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spec_tests.compare import Example, Thin, equal, equal_entries, focused
+from spec_tests.compare import Example, Thin, differing, equal, equal_entries, focused
 from spec_tests.config import NAMED_VALUES, BlockConfig
 from spec_tests.enumeration import enumerated, named_values
 from spec_tests.numeric import Numeric, named, numerics, within
@@ -71,13 +71,13 @@ def test_many_calls(subject: Subject, scaler: str, data: st.DataObject) -> None:
         call = replace(numeric, seed=numeric.seed + step, training=training)
         block.forward(call.x(), training)
         after = block.state()
-        example = call.example(f"call {step + 1} of {['evaluation', 'training'][training]}")
+        example = call.example(f"call {step + 1}")
         if training:
             # The oracle starts from the subject's own buffers, so that no bound adds up.
             run = call.expected(state)
             judge_buffers(after, run, example, f"after call {step + 1}", dict.fromkeys(CLAUSES, "6.6"))
         else:
-            changed = {name: "changed" for name in after if after[name].tobytes() != state[name].tobytes()}
+            changed = differing(after, state)
             equal_entries("6.4", "buffers after a call in evaluation", changed, {}, example)
         state = after
     # The same from a loaded state: a history that is not in the buffers would show.
@@ -96,7 +96,7 @@ def test_evaluation(subject: Subject, thin: Thin) -> None:
         for _ in range(2):
             before = block.state()
             block.forward(numeric.x(), False)
-            changed = {n: "changed" for n, value in block.state().items() if value.tobytes() != before[n].tobytes()}
+            changed = differing(block.state(), before)
             equal_entries("6.4", "entries after a call in evaluation", changed, {}, numeric.example())
             block.forward(numeric.x(), True)
 
@@ -140,7 +140,7 @@ def test_many_calls_count(subject: Subject) -> None:
         block.forward(numeric.x(), True)
         run = numeric.expected(state)
         state = block.state()
-        judge_buffers(state, run, numeric.example(), f"after call {step + 1}", {**dict.fromkeys(CLAUSES, "6.6")})
+        judge_buffers(state, run, numeric.example(), f"after call {step + 1}", dict.fromkeys(CLAUSES, "6.6"))
     for name in config.buffers():
         if name.endswith("num_batches_tracked"):
             equal("6.3", f"{name} after twelve calls", int(state[name]), 12, numeric.example())

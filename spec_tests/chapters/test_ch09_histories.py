@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from spec_tests.compare import Example, NonConformance, equal
+from spec_tests.compare import Example, NonConformance, differing, equal, equal_entries
 from spec_tests.config import NAMED_VALUES
 from spec_tests.numeric import Numeric, count, inspect, named, numerics
 from spec_tests.oracle import Forward, Verdict, vjp
@@ -68,8 +68,8 @@ class History(RuleBasedStateMachine):
         numeric, example = self._call(seed, True, f"load {seed}")
         state = numeric.state()
         self.block.load(state)
-        wrong = [n for n, value in self.block.state().items() if value.tobytes() != state[n].tobytes()]
-        equal("9.8", "entries that differ from the loaded state", wrong, [], example)
+        wrong = differing(self.block.state(), state)
+        equal_entries("9.8", "entries that differ from the loaded state", wrong, {}, example)
 
     @precondition(lambda self: "copy" in self.subject.features)
     @rule()

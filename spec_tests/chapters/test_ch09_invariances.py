@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spec_tests.compare import Thin, equal, focused, holds
+from spec_tests.compare import Thin, differing, equal, focused, holds
 from spec_tests.config import NAMED_VALUES, BlockConfig
 from spec_tests.enumeration import enumerated
 from spec_tests.laws import only_shortcut
@@ -80,7 +80,7 @@ def test_calls_leave_no_trace(subject: Subject, thin: Thin, normalizer: str) -> 
             bound = 2 * numeric.expected().y.bound
             first = block.forward(x, training)
             equal("9.6", "x is as before", x.tobytes() == numeric.x().tobytes(), True, example)
-            changed = [n for n, value in block.state().items() if value.tobytes() != state[n].tobytes()]
+            changed = differing(block.state(), state)
             allowed = set(config.buffers()) if training else set()
             equal("9.5", "entries that a forward call changed", sorted(set(changed) - allowed), [], example)
             if not own_samples(config, training):

@@ -2,39 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
-from dataclasses import replace
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
-from spec_tests.config import ACTIVATORS, LAYER_ORDERS, NORMALIZERS, SCALERS, BlockConfig
+from spec_tests.config import BlockConfig
 from spec_tests.generators import INPUT_KINDS, STATE_KINDS, draw_input, draw_state, representable
 from spec_tests.meta.test_oracle import drawn
 from spec_tests.oracle import (
-    FLOAT64,
     Bounded,
     forward,
     judge,
     suspects,
     vjp,
 )
-
-# FLOAT64 allows coordinates in float32, torch has them in float64.
-EXACT = replace(FLOAT64, coordinate=FLOAT64.u)
-Tensors = dict[str, NDArray[Any]]
-NAMED = list(itertools.product(NORMALIZERS, ACTIVATORS, LAYER_ORDERS, SCALERS))
-SHORTCUTS: dict[str, dict[str, Any]] = {
-    "identity": {"out_planes": 3},
-    "planes": {"out_planes": 2},
-    "stride": {"out_planes": 3, "stride": 2},
-    "one_axis": {"out_planes": 4, "stride": (1, 3), "kernel_size": (1, 3), "padding": (0, 1)},
-    "output_size": {"out_planes": 3, "output_size": (7, 4), "kernel_size": (3, 5), "padding": (1, 2)},
-}
-
 
 # ------------------------------------------------------------------ verdicts
 

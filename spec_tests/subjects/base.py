@@ -158,10 +158,6 @@ class Subject(ABC):
             Crashed: anything else went wrong.
         """
 
-    def versions(self) -> dict[str, str]:
-        """Versions of what the subject is built on, for the report."""
-        return {}
-
 
 def zeros(shape: Sequence[int]) -> Array:
     """A float32 input of zeros, for where only shapes matter."""

@@ -176,6 +176,3 @@ class TorchSubject(Subject):
         with _translated(code):
             module = self.factory(*positional, **arguments)
             return TorchBlock(module if wanted == torch.float32 else module.to(wanted), code, wanted)
-
-    def versions(self) -> dict[str, str]:
-        return {"torch": torch.__version__}
