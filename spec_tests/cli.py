@@ -8,7 +8,8 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import NoReturn
 
@@ -65,6 +66,16 @@ def _designator(text: str) -> str:
     return text
 
 
+def _timeouts(text: str) -> str:
+    from spec_tests.subjects.process import Timeouts
+
+    try:
+        Timeouts.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
+
 def parser() -> argparse.ArgumentParser:
     top = Parser(prog="mdnc-spec", description="The executable specification of MDNC's BlockBottleneck2d.")
     top.add_argument("--version", action="version", version=f"mdnc-spec {__version__}")
@@ -81,7 +92,8 @@ def parser() -> argparse.ArgumentParser:
         required=True,
         type=_designator,
         metavar="DESIGNATOR",
-        help="the implementation: py:package.module:Class, a torch module class; the current directory is searched too",
+        help="the implementation: py:package.module:Class, a torch module class (the current directory is searched "
+        "too), or 'cmd:./port --flag', a port that answers as spec_tests/PROTOCOL.md says",
     )
     run.add_argument(
         "--clause",
@@ -98,7 +110,27 @@ def parser() -> argparse.ArgumentParser:
         help="how many examples are drawn; smoke and default draw the same ones at every run, thorough draws new ones",
     )
     run.add_argument("--seed", type=int, metavar="N", help="draw the examples from this seed (thorough prints its own)")
+    run.add_argument(
+        "--timeout",
+        default="",
+        type=_timeouts,
+        metavar="NAME=SECONDS,…",
+        help="how long a port may take: start=60, first=60 (first call of a kind), call=10, stop=5",
+    )
+    run.add_argument(
+        "--requests",
+        metavar="DIR",
+        help="where the last request of a failed test is saved (a new folder among the temporary files)",
+    )
     run.add_argument("-n", dest="workers", type=_workers, default=1, metavar="WORKERS", help="processes to use (1)")
+    again = commands.add_parser(
+        "replay",
+        help="send a saved request to a port again, and say what is wrong with its reply",
+        description="Send a saved request to a port again; print the request, the reply and what the oracle says.",
+    )
+    again.add_argument("file", type=Path, metavar="FILE", help="a request that a failing run saved")
+    again.add_argument("--subject", required=True, type=_designator, metavar="DESIGNATOR", help="'cmd:./port --flag'")
+    again.add_argument("--timeout", default="", type=_timeouts, metavar="NAME=SECONDS,…", help="as for run")
     listing = commands.add_parser(
         "list", help="print the clauses of the specification", description="Print the clauses of the specification."
     )
@@ -135,6 +167,12 @@ def _run(options: argparse.Namespace) -> int:
         return _judge(options)
 
 
+def _requests(folder: str | None) -> str:
+    """A folder that is made when something is saved in it."""
+    name = f"mdnc-spec-{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
+    return str(Path(folder).absolute()) if folder else str(Path(tempfile.gettempdir()) / name)
+
+
 def _judge(options: argparse.Namespace) -> int:
     import pytest
     from rich.console import Console
@@ -152,6 +190,7 @@ def _judge(options: argparse.Namespace) -> int:
         *("-c", str(PACKAGE / "suite.ini"), "--rootdir", str(PACKAGE)),
         *("-p", "spec_tests.plugin", "-p", "no:cacheprovider"),
         *("-p", "no:terminalreporter", "-p", "no:unraisableexception"),
+        *("--timeout", options.timeout, "--requests", _requests(options.requests)),
         *("-q", "--assert=plain", "--subject", options.subject, "--profile", options.profile),
     ]
     if seed is not None:
@@ -187,11 +226,24 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _replay(options: argparse.Namespace) -> int:
+    from spec_tests.replay import replay
+
+    return replay(options.file, options.subject, options.timeout)
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "run": _run,
+    "list": lambda options: _list(options.clause),
+    "replay": _replay,
+}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
     options = parser().parse_args(arguments)
     try:
-        status = _list(options.clause) if options.command == "list" else _run(options)
+        status = COMMANDS[options.command](options)
         sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -21,6 +21,8 @@ REACHED: Counter[str] = Counter()
 # How often a numeric example of each clause was vacuous, and the largest error in units of its bound.
 VACUOUS: Counter[str] = Counter()
 RATIO: dict[str, float] = {}
+# Of the examples that were judged by the strict bounds too: how many were within them, and how many there were.
+STRICT = [0, 0]
 
 
 # Which item of its enumeration a test is at; what is left of it after a failure.
@@ -35,6 +37,7 @@ def start() -> None:
     for record in (REACHED, VACUOUS, RATIO, _AT):
         record.clear()
     _TURN[0] = 0
+    STRICT[:] = [0, 0]
 
 
 def focused(items: Iterable[T], name: str = "") -> Iterator[T]:

@@ -76,6 +76,11 @@ class Law:
     edit: Edit = unchanged
     modes: tuple[bool, ...] = (True, False)
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What the subject must offer for the law to say anything."""
+        return () if False in self.modes else ("train",)
+
     def combinations(self) -> Iterator[dict[str, Any]]:
         """The arguments of each block."""
         for combination in named_values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
@@ -20,7 +21,9 @@ from spec_tests.oracle import (
     BFLOAT16,
     FLOAT16,
     FLOAT32,
+    FLOAT32_STRICT,
     FLOAT64,
+    TF32,
     Arith,
     Bounded,
     Forward,
@@ -89,14 +92,16 @@ class Numeric:
         block.load(self.state() if state is None else state)
         return block
 
-    def expected(self, state: Mapping[str, Array] | None = None, x: Array | None = None) -> Forward:
-        """What the oracle says of this call."""
+    def expected(
+        self, state: Mapping[str, Array] | None = None, x: Array | None = None, arith: Arith | None = None
+    ) -> Forward:
+        """What the oracle says of this call, in the arithmetic of the subject or in another one."""
         return forward(
             self.config,
             self.state() if state is None else state,
             self.x() if x is None else x,
             training=self.training,
-            arith=ARITHMETIC[self.dtype],
+            arith=arith or ARITHMETIC[self.dtype],
         )
 
 
@@ -136,11 +141,18 @@ def rotation(seed: int, **fixed: str) -> Iterator[dict[str, str]]:
         yield {"normalizer": normalizer, "activator": activator, "layer_order": order, **fixed}
 
 
-def law_examples(law: Law, scaler: str, drawn: Numeric) -> Iterator[tuple[Numeric, dict[str, Array], str]]:
-    """Each example of a law that `drawn` leads to: its arguments fixed, its state edited, and a note of the edit."""
+def law_examples(
+    law: Law, scaler: str, drawn: Numeric, modes: tuple[bool, ...]
+) -> Iterator[tuple[Numeric, dict[str, Array], str]]:
+    """Each example of a law that `drawn` leads to, in those of `modes` of which it speaks.
+
+    Its arguments are fixed, its state is edited, and a note says how.
+    """
     note = "" if law.edit is unchanged else f"state edited by laws.{law.edit.__name__}"
     for arguments in law.combinations():
         for training in law.modes if arguments["scaler"] == scaler else ():
+            if training not in modes:
+                continue
             numeric = named(drawn, training, **arguments)
             # A law fixes sizes too; where the drawn ones no longer fit, these do.
             if not numeric.config.takes(numeric.shape):
@@ -148,6 +160,15 @@ def law_examples(law: Law, scaler: str, drawn: Numeric) -> Iterator[tuple[Numeri
             if not numeric.config.takes(numeric.shape):
                 numeric = named(numeric, training, kernel_size=1, padding=0)
             yield numeric, law.edit(numeric.config, numeric.state()), note
+
+
+@contextmanager
+def arithmetic(name: str) -> Iterator[None]:
+    """Judge float32 numbers by another arithmetic, as long as it lasts: ``"float32"`` or ``"tf32"``."""
+    before = ARITHMETIC["float32"]
+    ARITHMETIC["float32"] = {"float32": FLOAT32, "tf32": TF32}[name]
+    yield
+    ARITHMETIC["float32"] = before
 
 
 def inspect(
@@ -171,6 +192,14 @@ def inspect(
     if name not in ("y", "dx"):
         allowed += f"; the error entered at one of {', '.join(suspects(run, name))}"
     raise NonConformance(clause, what, got, allowed, example)
+
+
+def grade(numeric: Numeric, y: Array) -> None:
+    """Record whether an output is within the strict bounds too; that decides nothing."""
+    verdict = judge(y, numeric.expected(arith=FLOAT32_STRICT).y)
+    if not verdict.vacuous:
+        compare.STRICT[0] += verdict.ok
+        compare.STRICT[1] += 1
 
 
 def count(clause: str, verdicts: Sequence[Verdict]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import secrets
+import tempfile
 from collections.abc import Generator
 from itertools import islice
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any, TypeVar
 import hypothesis
 import pytest
 
-from spec_tests import compare
+from spec_tests import compare, numeric
 from spec_tests.clauses import all_clauses, select, sort_key
 from spec_tests.compare import NonConformance, Thin
 from spec_tests.subjects import REFERENCE, load_subject
@@ -20,9 +22,13 @@ from spec_tests.verdict import Failure, TestOutcome, Verdict
 
 CHAPTERS = Path(__file__).with_name("chapters")
 MISSING: pytest.StashKey[str] = pytest.StashKey()
+ABSENT: pytest.StashKey[bool] = pytest.StashKey()
+REQUEST: pytest.StashKey[str] = pytest.StashKey()
 REACHED: pytest.StashKey[dict[str, int]] = pytest.StashKey()
 VACUOUS: pytest.StashKey[dict[str, int]] = pytest.StashKey()
 RATIO: pytest.StashKey[dict[str, float]] = pytest.StashKey()
+STRICT: pytest.StashKey[tuple[int, int]] = pytest.StashKey()
+CONDUCT: pytest.StashKey[list[str]] = pytest.StashKey()
 SCOPE: pytest.StashKey[tuple[list[str], list[str]]] = pytest.StashKey()
 
 T = TypeVar("T")
@@ -40,6 +46,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--subject", default=REFERENCE, metavar="DESIGNATOR", help="the implementation under test")
     group.addoption("--clause", action="append", default=[], metavar="ID", help="judge this clause or chapter only")
     group.addoption("--profile", choices=sorted(PROFILES), default="default", help="how many examples are drawn")
+    group.addoption("--timeout", default="", metavar="NAME=SECONDS,…", help="how long a port may take")
+    group.addoption("--requests", default="", metavar="DIR", help="where the requests of failed tests are saved")
     group.addoption("--seed", type=int, default=None, metavar="N", help="draw the examples from this seed")
 
 
@@ -116,16 +124,23 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     # With xdist only the workers collect; this is how their scope reaches the controller.
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["mdnc_spec_scope"] = session.config.stash.get(SCOPE, ([], []))
+        session.config.workeroutput["mdnc_spec_conduct"] = session.config.stash.get(CONDUCT, [])
+    complaints: list[str] = session.config.stash.get(CONDUCT, [])
+    for collector in _collectors(session.config):
+        collector.verdict.conduct += complaints
 
 
 @pytest.fixture(scope="session")
-def subject(request: pytest.FixtureRequest) -> Subject:
+def subject(request: pytest.FixtureRequest) -> Generator[Subject, None, None]:
     """The implementation under test."""
     designator = request.config.getoption("subject")
     try:
-        return load_subject(designator)
+        found = load_subject(designator, request.config.getoption("timeout"))
     except SystemExit as error:
         raise SubjectError(f"{designator} cannot be imported: SystemExit: {error}") from error
+    with numeric.arithmetic(found.arithmetic):
+        yield found
+    request.config.stash[CONDUCT] = found.close()
 
 
 @pytest.fixture(scope="session")
@@ -142,12 +157,14 @@ def thin() -> Thin:
 @pytest.fixture(autouse=True)
 def _needed_features(request: pytest.FixtureRequest) -> None:
     needed = [feature for mark in request.node.iter_markers("needs") for feature in mark.args]
-    if not needed:
+    if "subject" not in request.fixturenames:
         return
-    features = request.getfixturevalue("subject").features
-    for feature in needed:
-        if feature not in features:
+    subject: Subject = request.getfixturevalue("subject")
+    # What nobody can miss comes first: with it, the test says nothing of this kind of subject.
+    for feature in sorted(needed, key=lambda feature: feature not in subject.absent):
+        if feature not in subject.features:
             request.node.stash[MISSING] = feature
+            request.node.stash[ABSENT] = feature in subject.absent
             pytest.skip(f"the subject does not offer {feature!r}")
 
 
@@ -155,12 +172,16 @@ def _needed_features(request: pytest.FixtureRequest) -> None:
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
     """A chapter's test must reach a check, and only those of the clauses that it cites."""
     compare.start()
+    judged = pyfuncitem.funcargs.get("subject")
+    if isinstance(judged, Subject):
+        judged.begin_test()
     try:
         result = yield
     finally:
         pyfuncitem.stash[REACHED] = dict(compare.REACHED)
         pyfuncitem.stash[VACUOUS] = dict(compare.VACUOUS)
         pyfuncitem.stash[RATIO] = dict(compare.RATIO)
+        pyfuncitem.stash[STRICT] = (compare.STRICT[0], compare.STRICT[1])
     if _is_chapter(pyfuncitem):
         uncited = sorted(set(compare.REACHED) - set(_cited(pyfuncitem)), key=sort_key)
         if uncited:
@@ -183,6 +204,21 @@ def _failure(item: pytest.Item, error: BaseException) -> tuple[str, Failure]:
     return "errored", Failure("", item.nodeid, f"{type(error).__name__}: {error}", "no error of the suite itself", "")
 
 
+def _saved(item: pytest.Item, request: bytes) -> str:
+    """Save the request of a failed call; return the path, or why there is none."""
+    if not request:
+        return ""
+    folder = Path(item.config.getoption("requests") or tempfile.gettempdir())
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{_cited(item)[0]}-{item.name}").strip("-")
+    path = folder / f"{name}.request"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(request)
+    except OSError as error:
+        return f"(the request could not be saved: {error})"
+    return str(path)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
@@ -191,19 +227,33 @@ def pytest_runtest_makereport(
     if not _is_chapter(item) or (report.when != "call" and report.passed):
         return report
     status, failure, missing = "passed", None, item.stash.get(MISSING, "")
+    reached = item.stash.get(REACHED, {})
+    inapplicable: tuple[str, ...] = ()
+    saved = ""
+    judged = getattr(item, "funcargs", {}).get("subject")
+    if isinstance(judged, Subject):
+        # What holds by the way in which the subject is asked is no check of it.
+        inapplicable = tuple(clause for clause in _cited(item) if clause in judged.given)
+        reached = {clause: number for clause, number in reached.items() if clause not in judged.given}
     if report.skipped and missing:
-        status = "unsupported"
+        status = "inapplicable" if item.stash[ABSENT] else "unsupported"
+        inapplicable = _cited(item) if item.stash[ABSENT] else ()
     elif call.excinfo is not None:
         status, failure = _failure(item, call.excinfo.value)
+        if isinstance(judged, Subject) and status == "failed":
+            saved = _saved(item, judged.last_request())
     outcome = TestOutcome(
         item.nodeid,
         _cited(item),
         status,
-        item.stash.get(REACHED, {}),
+        reached,
         failure,
         missing,
         item.stash.get(VACUOUS, {}),
         item.stash.get(RATIO, {}),
+        inapplicable,
+        item.stash.get(STRICT, (0, 0)),
+        saved,
     )
     # xdist carries plain attributes of a report from the worker to the controller.
     report.mdnc_spec = outcome.to_json()  # type: ignore[attr-defined]
@@ -224,6 +274,7 @@ class Collector:
         output = getattr(node, "workeroutput", {})
         if "mdnc_spec_scope" in output:
             self.scope(*output["mdnc_spec_scope"])
+        self.verdict.conduct += output.get("mdnc_spec_conduct", [])
         if error:
             self.verdict.troubles.append(f"a worker process ended early: {error}")
 

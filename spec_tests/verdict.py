@@ -24,11 +24,12 @@ class Failure:
 
 @dataclass(frozen=True)
 class TestOutcome:
-    """One test: `status` is ``"passed"``, ``"failed"``, ``"errored"`` or ``"unsupported"``.
+    """One test: `status` is ``"passed"``, ``"failed"``, ``"errored"``, ``"unsupported"`` or ``"inapplicable"``.
 
     `reached` counts the checks of each clause; `missing` is the feature that the subject lacks; `vacuous`
     counts the numeric examples of each clause that said nothing, and `ratio` is the largest error of each
-    clause in units of its bound.
+    clause in units of its bound. `inapplicable` are clauses that say nothing of this kind of subject, `strict`
+    how many examples were within the strict bounds, and of how many. `request` is the file that replays the last call.
     """
 
     test: str
@@ -39,6 +40,9 @@ class TestOutcome:
     missing: str = ""
     vacuous: dict[str, int] = field(default_factory=dict)
     ratio: dict[str, float] = field(default_factory=dict)
+    inapplicable: tuple[str, ...] = ()
+    strict: tuple[int, int] = (0, 0)
+    request: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -46,7 +50,8 @@ class TestOutcome:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> TestOutcome:
         failure = Failure(**data["failure"]) if data["failure"] else None
-        return cls(**{**data, "clauses": tuple(data["clauses"]), "failure": failure})
+        tuples = {name: tuple(data[name]) for name in ("clauses", "inapplicable", "strict")}
+        return cls(**{**data, **tuples, "failure": failure})
 
 
 @dataclass
@@ -62,6 +67,8 @@ class Verdict:
     selected: frozenset[str] = frozenset()
     interrupted: bool = False
     troubles: list[str] = field(default_factory=list)
+    # What was wrong with how the subject ended: no clause says it, PROTOCOL.md does.
+    conduct: list[str] = field(default_factory=list)
 
     def failures(self) -> list[TestOutcome]:
         """Failed tests, in the order of their broken clauses."""
@@ -78,6 +85,14 @@ class Verdict:
             if outcome.status == "unsupported":
                 found.setdefault(outcome.missing, set()).update(outcome.clauses)
         return {feature: sorted(clauses, key=sort_key) for feature, clauses in sorted(found.items())}
+
+    def lost(self) -> list[str]:
+        """The clauses that could not be judged at all for what is unsupported."""
+        return [clause for clause, status in self.clause_status().items() if status == "unsupported"]
+
+    def strict(self) -> tuple[int, int]:
+        """How many of the examples of the strict grade were within its bounds, and how many there were."""
+        return sum(o.strict[0] for o in self.outcomes), sum(o.strict[1] for o in self.outcomes)
 
     def checks(self) -> Counter[str]:
         """How many checks of each clause were reached."""
@@ -105,11 +120,13 @@ class Verdict:
         """Status of every clause of the specification.
 
         ``"open"`` means that no test exists yet; ``"deselected"`` that the run left it out;
-        ``"unreached"`` that its tests passed without checking it, which is an error of the suite.
+        ``"unreached"`` that its tests passed without checking it, which is an error of the suite;
+        ``"unsupported"`` that all of its tests need what the subject does not offer.
         """
         broken = {o.failure.clause for o in self.failures() if o.failure}
         unsure = {c for o in self.errors() for c in o.clauses}
         unsupported = {c for clauses in self.unsupported().values() for c in clauses}
+        inapplicable = {c for o in self.outcomes for c in o.inapplicable}
         reached = self.checks()
         # A test that stopped early says nothing about the clauses behind its failure.
         cut_short = {c for o in self.outcomes if o.status in ("failed", "errored") for c in o.clauses}
@@ -121,8 +138,10 @@ class Verdict:
                 status[clause] = "failed"
             elif clause in unsure:
                 status[clause] = "errored"
-            elif clause in unsupported:
+            elif clause in unsupported and not reached[clause]:
                 status[clause] = "unsupported"
+            elif clause in inapplicable and not reached[clause]:
+                status[clause] = "inapplicable"
             elif clause not in self.selected:
                 status[clause] = "deselected"
             elif clause in cut_short:
@@ -149,9 +168,9 @@ class Verdict:
         statuses = set(self.clause_status().values())
         if self.interrupted:
             return INTERRUPTED
-        if self.broken():
+        if self.broken() or self.conduct:
             return BROKEN
         judged = any(o.status in ("passed", "failed") for o in self.outcomes)
         if self.troubles or statuses & {"errored", "unreached"} or not judged:
             return NOT_JUDGED
-        return PARTIAL if "unsupported" in statuses else CONFORMS
+        return PARTIAL if self.unsupported() else CONFORMS

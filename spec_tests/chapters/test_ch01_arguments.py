@@ -12,7 +12,7 @@ from spec_tests.compare import Example, equal, equal_entries, holds, refused
 from spec_tests.config import DEFAULTS, NAMED_VALUES, BlockConfig
 from spec_tests.enumeration import BadArgument, bad_arguments, named_values
 from spec_tests.strategies import geometries
-from spec_tests.subjects.base import Block, Subject, zeros
+from spec_tests.subjects.base import Block, Subject
 
 NUMERIC_CLAUSES = {
     "in_planes": "1.2",
@@ -63,7 +63,7 @@ def test_each_default(subject: Subject, argument: str) -> None:
             equal(
                 "1.1",
                 f"output with `{argument}` left out",
-                block.forward(zeros(shape)).shape,
+                block.output_shape(shape),
                 config.output_shape(shape),
                 example,
             )
@@ -107,7 +107,7 @@ def test_an_integer_means_both_axes(subject: Subject, scaler: str) -> None:
         block = subject.build({**base, **numbers})
         equal_entries("1.12", "state", shapes(block), config.state(), Example.of(config))
         example = Example.of(config, shape)
-        equal("1.12", "shape of the output", block.forward(zeros(shape)).shape, config.output_shape(shape), example)
+        equal("1.12", "shape of the output", block.output_shape(shape), config.output_shape(shape), example)
     for pairs in (
         {"kernel_size": (1, 3), "padding": (0, 1)},
         {"stride": (1, 3)},
@@ -119,7 +119,7 @@ def test_an_integer_means_both_axes(subject: Subject, scaler: str) -> None:
         shape = (1, 2, 4, 7)
         equal_entries("1.12", "state", shapes(block), config.state(), Example.of(config))
         example = Example.of(config, shape)
-        equal("1.12", "shape of the output", block.forward(zeros(shape)).shape, config.output_shape(shape), example)
+        equal("1.12", "shape of the output", block.output_shape(shape), config.output_shape(shape), example)
 
 
 @pytest.mark.clause("1.13")
@@ -158,7 +158,7 @@ def test_integers_of_the_platform(subject: Subject, argument: str) -> None:
 def test_wrong_arguments_are_refused(subject: Subject, argument: str) -> None:
     """A wrong type and a wrong value are refused when the block is built."""
     for bad in bad_arguments():
-        if bad.argument == argument:
+        if bad.argument == argument and subject.expressible(bad.arguments()):
             clauses = ["1.15" if bad.kind == "type" else "1.16", ARGUMENT_CLAUSES[argument], "1.17"]
             build_refused(subject, clauses, bad, bad.arguments())
 
@@ -185,10 +185,10 @@ def test_messages_of_refusals(subject: Subject, argument: str) -> None:
     bound = "0" if argument == "padding" else "1"
     allowed = NAMED_VALUES.get(argument, (bound,))
     for bad in bad_arguments():
-        if bad.argument != argument:
+        if bad.argument != argument or not subject.expressible(bad.arguments()):
             continue
         message = build_refused(subject, ["1.18"], bad, bad.arguments())
-        for word in (argument, repr(bad.value), *allowed):
+        for word in (argument, subject.spelled(bad.value), *allowed):
             what = f"message for `{argument}` (={bad.value!r})"
             holds("1.18", what, word in message, message, f"a message with {word!r} in it", Example(bad.arguments()))
 
@@ -206,7 +206,9 @@ def test_arguments_without_effect_are_still_checked(subject: Subject) -> None:
         ("1.20", BadArgument("stride", 0, "value"), {"scaler": "up", "output_size": 4}),
         ("1.20", BadArgument("stride", "2", "type"), {"scaler": "up", "output_size": 4}),
     ):
-        build_refused(subject, [clause], bad, {**base, **rest, bad.argument: bad.value})
+        arguments = {**base, **rest, bad.argument: bad.value}
+        if subject.expressible(arguments):
+            build_refused(subject, [clause], bad, arguments)
 
 
 @pytest.mark.clause("1.19", "1.20")
@@ -224,4 +226,4 @@ def test_arguments_without_effect(subject: Subject) -> None:
         block = subject.build(config.arguments())
         example = Example.of(config, shape)
         equal_entries(clause, "state", shapes(block), plain.state(), example)
-        equal(clause, "shape of the output", block.forward(zeros(shape)).shape, plain.output_shape(shape), example)
+        equal(clause, "shape of the output", block.output_shape(shape), plain.output_shape(shape), example)

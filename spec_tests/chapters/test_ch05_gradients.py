@@ -64,7 +64,7 @@ def judge(
 def test_every_combination(subject: Subject, normalizer: str, scaler: str, data: st.DataObject) -> None:
     """Every combination of named values in both modes, on drawn sizes, states, inputs and gradients."""
     drawn: Numeric = data.draw(numerics(scaler, gradients=True))
-    for names, training in focused(product(named_values(normalizer=normalizer, scaler=scaler), (True, False))):
+    for names, training in focused(product(named_values(normalizer=normalizer, scaler=scaler), subject.modes)):
         judge(subject, ("5.1", "5.2"), named(drawn, training, **names))
 
 
@@ -76,19 +76,23 @@ def test_float64(subject: Subject, normalizer: str, data: st.DataObject) -> None
     """The same in float64, whose bounds are a billion times narrower."""
     for scaler in NAMED_VALUES["scaler"]:
         drawn = replace(data.draw(numerics(scaler, gradients=True)), dtype="float64")
-        for training in (True, False):
+        for training in subject.modes:
             judge(subject, ("5.1", "5.2"), named(drawn, training, normalizer=normalizer))
 
 
 @pytest.mark.parametrize(
-    "law", [pytest.param(law, marks=pytest.mark.clause(law.clause), id=law.clause) for law in GRADIENT_LAWS]
+    "law",
+    [
+        pytest.param(law, marks=[pytest.mark.clause(law.clause), pytest.mark.needs(*law.needs)], id=law.clause)
+        for law in GRADIENT_LAWS
+    ],
 )
 @given(data=st.data())
 def test_law(subject: Subject, law: Law, data: st.DataObject) -> None:
     """Each statement of the chapter, on blocks in which it alone matters."""
     for scaler in law.names.get("scaler", NAMED_VALUES["scaler"]):
         drawn: Numeric = data.draw(numerics(scaler, gradients=True))
-        for numeric, state, note in focused(law_examples(law, scaler, drawn)):
+        for numeric, state, note in focused(law_examples(law, scaler, drawn, subject.modes)):
             judge(subject, (law.clause, law.clause), numeric, state, note)
 
 
@@ -108,7 +112,7 @@ def test_every_parameter_receives_its_gradient(subject: Subject, thin: Thin, nor
     broken: list[tuple[Numeric, NonConformance]] = []
     total = 0
     for seed, (_, config) in thin(enumerate(enumerated(normalizer=normalizer))):
-        for training in (True, False):
+        for training in subject.modes:
             numeric = Numeric(config, (2, config.in_planes, 5, 6), seed=seed, training=training)
             total += 1
             try:
@@ -132,7 +136,9 @@ def test_every_parameter_receives_its_gradient(subject: Subject, thin: Thin, nor
 def test_calls_are_independent(subject: Subject, thin: Thin, normalizer: str) -> None:
     """The same backward pass gives the same gradients again, and changes nothing but the statistics."""
     for seed, (_, config) in thin(enumerate(enumerated(normalizer=normalizer))):
-        numeric = Numeric(config, (2, config.in_planes, 5, 6), seed=seed, training=bool(seed % 2))
+        numeric = Numeric(
+            config, (2, config.in_planes, 5, 6), seed=seed, training=subject.modes[seed % len(subject.modes)]
+        )
         example = numeric.example()
         block = numeric.built(subject)
         x, dy = numeric.x(), numeric.dy()
@@ -158,7 +164,7 @@ def test_calls_are_independent(subject: Subject, thin: Thin, normalizer: str) ->
 def test_dot_products(subject: Subject, scaler: str, data: st.DataObject) -> None:
     """Of a block that is linear in x, <dy, f(x) - f(0)> is <dx, x>, within the bounds of both sides."""
     drawn: Numeric = replace(data.draw(numerics(scaler, gradients=True)), input_kind="normal", state_kind="distinct")
-    for normalizer, training in (("null", True), ("batch", False)):
+    for normalizer, training in (("null", subject.modes[0]), ("batch", False)):
         numeric = named(drawn, training, normalizer=normalizer, activator="null")
         x, dy, zero = numeric.x(), numeric.dy(), np.zeros_like(numeric.x())
         block = numeric.built(subject)

@@ -17,6 +17,7 @@ from spec_tests.oracle import Forward
 from spec_tests.subjects.base import Array, Subject
 
 CLAUSES = {"running_mean": "6.1", "running_var": "6.2", "num_batches_tracked": "6.3"}
+pytestmark = pytest.mark.needs("train")
 by_scaler = pytest.mark.parametrize("scaler", NAMED_VALUES["scaler"])
 
 

@@ -91,6 +91,7 @@ def constants(config: BlockConfig) -> dict[str, tuple[str, str, float]]:
 
 
 @pytest.mark.clause("7.4", "7.5", "7.6", "7.7", "7.8")
+@pytest.mark.needs("init")
 @given(arguments=geometries(), seed=st.integers(0, 2**31 - 1))
 def test_values_at_construction(subject: Subject, arguments: dict[str, Any], seed: int) -> None:
     """Slopes, scales, shifts and statistics have their constants, convolutions are drawn within their range."""

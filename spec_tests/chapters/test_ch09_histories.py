@@ -30,6 +30,11 @@ class History(RuleBasedStateMachine):
         self.numeric = named(drawn, normalizer=self.normalizer)
         self.block: Block = self.numeric.built(self.subject)
         self.twins: list[tuple[Block, bytes]] = []
+        # However short the history, it has a call.
+        self._forward(0, self._mode(True))
+
+    def _mode(self, training: bool) -> bool:
+        return training and True in self.subject.modes
 
     def _call(self, seed: int, training: bool, step: str) -> tuple[Numeric, Example]:
         numeric = Numeric(self.numeric.config, self.numeric.shape, seed=seed, training=training)
@@ -38,6 +43,9 @@ class History(RuleBasedStateMachine):
 
     @rule(seed=st.integers(0, 9), training=st.booleans())
     def forward(self, seed: int, training: bool) -> None:
+        self._forward(seed, self._mode(training))
+
+    def _forward(self, seed: int, training: bool) -> None:
         numeric, example = self._call(seed, training, f"forward {seed} {'training' if training else 'evaluation'}")
         run = numeric.expected(self.block.state())
         y = self.block.forward(numeric.x(), training)
@@ -46,6 +54,7 @@ class History(RuleBasedStateMachine):
     @precondition(lambda self: "backward" in self.subject.features)
     @rule(seed=st.integers(0, 9), training=st.booleans())
     def backward(self, seed: int, training: bool) -> None:
+        training = self._mode(training)
         numeric, example = self._call(seed, training, f"backward {seed}")
         run = numeric.expected(self.block.state())
         try:

@@ -19,7 +19,6 @@ from spec_tests.subjects.base import Array, Block, Subject
 
 by_norm = pytest.mark.parametrize("normalizer", NAMED_VALUES["normalizer"])
 by_scaler = pytest.mark.parametrize("scaler", NAMED_VALUES["scaler"])
-MODES = (True, False)
 
 
 def different_bits(one: Array, two: Array) -> int:
@@ -49,7 +48,7 @@ def test_batches(subject: Subject, scaler: str, data: st.DataObject) -> None:
     drawn: Numeric = data.draw(numerics(scaler, min_elements=2))
     drawn = replace(drawn, shape=(3, *drawn.shape[1:]))
     neighbour = data.draw(st.sampled_from([0.0, -1.0, 1e4, float("nan")]))
-    for names, training in focused(product(rotation(drawn.seed, scaler=scaler), MODES)):
+    for names, training in focused(product(rotation(drawn.seed, scaler=scaler), subject.modes)):
         numeric = named(drawn, training, **names)
         block, x, example = numeric.built(subject), numeric.x(), numeric.example()
         run, y = numeric.expected(), block.forward(x, training)
@@ -73,7 +72,7 @@ def test_calls_leave_no_trace(subject: Subject, thin: Thin, normalizer: str) -> 
     """The same call gives the same bits, again, after other calls, and in a new block of the same state."""
     bitwise = "bitwise" in subject.features
     for seed, (_, config) in thin(enumerate(enumerated(normalizer=normalizer))):
-        for training in MODES:
+        for training in subject.modes:
             numeric = Numeric(config, (2, config.in_planes, 5, 6), seed=seed, training=training)
             block, example = numeric.built(subject), numeric.example()
             state, x = numeric.state(), numeric.x()
@@ -87,7 +86,10 @@ def test_calls_leave_no_trace(subject: Subject, thin: Thin, normalizer: str) -> 
                 block.load(state)
             again = block.forward(x, training)
             # Another size, the other mode and other numbers in between.
-            block.forward(Numeric(config, (1, config.in_planes, 6, 5), seed=seed + 1).x(), not training)
+            block.forward(
+                Numeric(config, (1, config.in_planes, 6, 5), seed=seed + 1).x(),
+                subject.modes[-1] if training else subject.modes[0],
+            )
             block.load(state)
             later = block.forward(x, training)
             fresh = numeric.built(subject, block.state() if own_samples(config, training) else state)
@@ -108,21 +110,26 @@ def test_calls_leave_no_trace(subject: Subject, thin: Thin, normalizer: str) -> 
 def test_the_output_is_its_own(subject: Subject, thin: Thin, normalizer: str) -> None:
     """The output shares memory with neither the input nor an entry of the state."""
     for seed, (_, config) in thin(enumerate(enumerated(normalizer=normalizer))):
-        for training in MODES:
+        for training in subject.modes:
             numeric = Numeric(config, (2, config.in_planes, 5, 6), seed=seed, training=training)
             shared = numeric.built(subject).aliases(numeric.x(), training)
             equal("9.7", "what the output shares memory with", shared, [], numeric.example())
 
 
 @pytest.mark.clause("9.9")
-@pytest.mark.needs("memory")
 @pytest.mark.parametrize(
     "dtype", ["float32", *(pytest.param(d, marks=pytest.mark.needs(d)) for d in ("float64", "bfloat16"))]
 )
 def test_types(subject: Subject, thin: Thin, dtype: str) -> None:
     """The output has the type of the input."""
     for seed, (_, config) in thin(enumerate(enumerated())):
-        numeric = Numeric(config, (2, config.in_planes, 5, 6), seed=seed, training=bool(seed % 2), dtype=dtype)
+        numeric = Numeric(
+            config,
+            (2, config.in_planes, 5, 6),
+            seed=seed,
+            training=subject.modes[seed % len(subject.modes)],
+            dtype=dtype,
+        )
         got = numeric.built(subject).result_dtype(numeric.x(), numeric.training)
         equal("9.9", f"type of the output for {dtype}", got, dtype, numeric.example())
 
@@ -140,12 +147,13 @@ def layouts(x: Array) -> dict[str, Array]:
 
 
 @pytest.mark.clause("9.10")
+@pytest.mark.needs("layout")
 @by_scaler
 @given(data=st.data())
 def test_layouts(subject: Subject, scaler: str, data: st.DataObject) -> None:
     """Views, other orders of the axes and expanded axes give the values of the plain copy."""
     drawn: Numeric = data.draw(numerics(scaler))
-    for names, training in focused(product(rotation(drawn.seed, scaler=scaler), MODES)):
+    for names, training in focused(product(rotation(drawn.seed, scaler=scaler), subject.modes)):
         numeric = named(drawn, training, **names)
         x, example, run = numeric.x(), numeric.example(), numeric.expected()
         block = numeric.built(subject)
@@ -165,7 +173,7 @@ def test_layouts(subject: Subject, scaler: str, data: st.DataObject) -> None:
 def test_zero_last_weight(subject: Subject, scaler: str, data: st.DataObject) -> None:
     """With a last weight of 0 the residual branch may hold anything: the output is the shortcut."""
     drawn: Numeric = data.draw(numerics(scaler))
-    for names, training in focused(product(rotation(drawn.seed, scaler=scaler), MODES)):
+    for names, training in focused(product(rotation(drawn.seed, scaler=scaler), subject.modes)):
         numeric = named(drawn, training, **{**names, "layer_order": "new"})
         state = only_shortcut(numeric.config, numeric.state())
         # The same shortcut, and another residual branch.
@@ -205,7 +213,7 @@ def permuted_state(config: BlockConfig, state: dict[str, Array], first: str, ord
 def test_hidden_channels(subject: Subject, scaler: str, data: st.DataObject) -> None:
     """The order of the hidden channels is nobody's business."""
     drawn: Numeric = data.draw(numerics(scaler))
-    for names, training in focused(product(rotation(drawn.seed, scaler=scaler), MODES)):
+    for names, training in focused(product(rotation(drawn.seed, scaler=scaler), subject.modes)):
         numeric = named(drawn, training, in_planes=4, **names)
         state, x = numeric.state(), numeric.x()
         order = np.random.default_rng(numeric.seed).permutation(4)
@@ -227,25 +235,28 @@ def test_constant_added_to_a_channel(subject: Subject, scaler: str, data: st.Dat
     # Whole numbers, so that adding the constant does not round.
     drawn: Numeric = replace(data.draw(numerics(scaler)), input_kind="integers")
     constant = data.draw(st.integers(-8, 8))
-    for normalizer, activator in focused(product(("batch", "inst", "pinst"), NAMED_VALUES["activator"])):
+    training = subject.modes[0]
+    norms = ("batch", "inst", "pinst") if training else ("inst", "pinst")
+    for normalizer, activator in focused(product(norms, NAMED_VALUES["activator"])):
         names = {"normalizer": normalizer, "activator": activator, "layer_order": "new"}
-        numeric = named(drawn, True, in_planes=2, out_planes=3, **names)
+        numeric = named(drawn, training, in_planes=2, out_planes=3, **names)
         x = numeric.x()
         raised = x.copy()
         raised[:, 1] += constant
-        y, z = (numeric.built(subject).forward(value, True) for value in (x, raised))
+        y, z = (numeric.built(subject).forward(value, training) for value in (x, raised))
         bound = numeric.expected().y.bound + numeric.expected(x=raised).y.bound
         example = numeric.example(f"{constant} added to channel 1")
         same_within("9.13", "the outputs with and without the constant", z, y, bound, example)
 
 
 @pytest.mark.clause("9.14")
+@pytest.mark.needs("train")
 @by_norm
 def test_modes(subject: Subject, thin: Thin, normalizer: str) -> None:
     """Only batch norms know the mode."""
     for seed, (_, config) in thin(enumerate(enumerated(normalizer=normalizer))):
         numeric = Numeric(config, (2, config.in_planes, 5, 6), seed=seed)
-        y, z = (numeric.built(subject).forward(numeric.x(), training) for training in MODES)
+        y, z = (numeric.built(subject).forward(numeric.x(), training) for training in subject.modes)
         example = numeric.example()
         if normalizer == "batch":
             what = "the outputs in training and evaluation (the statistics differ)"

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from spec_tests.clauses import all_chapters, all_clauses
-from spec_tests.verdict import BROKEN, CONFORMS, INTERRUPTED, NOT_JUDGED, PARTIAL, Failure, Verdict
+from spec_tests.verdict import BROKEN, CONFORMS, INTERRUPTED, NOT_JUDGED, PARTIAL, Failure, TestOutcome, Verdict
 
 _TROUBLE = {
     "failed": "broken",
@@ -20,6 +20,7 @@ _TROUBLE = {
     "unreached": "not judged",
     "unsure": "not judged for a failure before them",
     "unsupported": "unsupported",
+    "inapplicable": "not of this kind of subject",
     "interrupted": "not reached",
     "open": "without a test yet",
     "deselected": "not selected",
@@ -34,7 +35,14 @@ class Run:
     profile: str
     seed: int | None
 
-    def replay(self, clause: str) -> str:
+    def replay(self, clause: str, request: str = "") -> str:
+        """The command that judges the clause again, and the one that makes the same call again."""
+        again = self._command(clause)
+        if not request or request.startswith("("):
+            return f"{again}\n{request}" if request else again
+        return again + "\n" + shlex.join(["mdnc-spec", "replay", request, "--subject", self.subject])
+
+    def _command(self, clause: str) -> str:
         parts = ["mdnc-spec", "run", "--subject", self.subject, "--clause", clause]
         if self.profile != "default":
             parts += ["--profile", self.profile]
@@ -129,12 +137,12 @@ def _summary(verdict: Verdict) -> str:
             f"interrupted: {len(verdict.outcomes)} tests had ended, {len(verdict.broken())} clauses are broken so far"
         )
     if status == BROKEN:
-        return f"does not conform: broken {', '.join(verdict.broken())}"
+        return f"does not conform: broken {', '.join([*verdict.broken(), *(['the conduct'] * bool(verdict.conduct))])}"
     if status == NOT_JUDGED:
         return "could not be judged"
     if status == PARTIAL:
-        lost = [c for found in verdict.unsupported().values() for c in found]
-        return f"partial: {holding} clauses hold, {len(set(lost))} could not be judged for what is unsupported"
+        lacks = ", ".join(verdict.unsupported())
+        return f"partial: {holding} clauses hold, {len(verdict.lost())} could not be judged; not offered: {lacks}"
     return f"conforms: {holding} clauses hold, {verdict.checks().total():,} checks"
 
 
@@ -147,15 +155,22 @@ def show(verdict: Verdict, run: Run, console: Console) -> None:
         clause, ratio = verdict.closest()
         share = f"{vacuous:,} of {numeric:,} numeric examples were vacuous ({vacuous / numeric:.1%})"
         console.print(Text(f"{share}; closest to its bound: clause {clause}, {ratio:.2f} of it"), soft_wrap=True)
-    by_clause: dict[str, list[Failure]] = {}
+    held, graded = verdict.strict()
+    if graded:
+        grade = "strict" if held == graded else "lenient"
+        told_grade = f"grade: {grade} ({held} of {graded} graded examples are within the strict bounds)"
+        console.print(Text(told_grade), soft_wrap=True)
+    by_clause: dict[str, list[TestOutcome]] = {}
     for outcome in verdict.failures():
         if outcome.failure:
-            by_clause.setdefault(outcome.failure.clause, []).append(outcome.failure)
-    for clause, failures in by_clause.items():
+            by_clause.setdefault(outcome.failure.clause, []).append(outcome)
+    for clause, outcomes in by_clause.items():
         level = all_clauses()[clause].level
         word, style = ("FAILED", "bold red") if level == "MUST" else ("ADVICE", "bold yellow")
         title = Text.assemble((f"{word} {clause}", style), f" {level}: {all_clauses()[clause].text}")
-        _show_failure(console, title, failures[0], len(failures) - 1, run.replay(clause))
+        first = outcomes[0]
+        if first.failure:
+            _show_failure(console, title, first.failure, len(outcomes) - 1, run.replay(clause, first.request))
     told: set[Failure] = set()
     for outcome in verdict.errors():
         if outcome.failure and outcome.failure not in told:
@@ -166,8 +181,16 @@ def show(verdict: Verdict, run: Run, console: Console) -> None:
     unreached = [c for c, s in verdict.clause_status().items() if s == "unreached"]
     if unreached:
         console.print(Text(f"ERROR no check was reached for clauses {', '.join(unreached)}", "magenta"), soft_wrap=True)
+    for complaint in verdict.conduct:
+        console.print(Text(f"FAILED conduct (PROTOCOL.md): {complaint}", "bold red"), soft_wrap=True)
+    lost = verdict.lost()
     for feature, clauses in verdict.unsupported().items():
-        console.print(Text(f"UNSUPPORTED {feature!r}, lost clauses: {', '.join(clauses)}", "yellow"), soft_wrap=True)
+        parts = {
+            "lost clauses": [c for c in clauses if c in lost],
+            "judged without it": [c for c in clauses if c not in lost],
+        }
+        told_parts = "; ".join(f"{words}: {', '.join(found)}" for words, found in parts.items() if found)
+        console.print(Text(f"UNSUPPORTED {feature!r}, {told_parts}", "yellow"), soft_wrap=True)
     console.print()
     style = {CONFORMS: "bold green", BROKEN: "bold red"}.get(verdict.exit_status(), "bold yellow")
     console.print(Text(f"{run.subject} {_summary(verdict)}", style), soft_wrap=True)

@@ -4,30 +4,47 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
+import shlex
 
 from spec_tests.subjects.base import Subject, SubjectError
 
 REFERENCE = "py:mdnc.modules.resnet:BlockBottleneck2d"
-ALLOWED = "py:package.module:Class, a torch module class in this process"
+ALLOWED = "py:package.module:Class, a torch module class in this process, or 'cmd:./port --flag', a command"
 
 
-def check_designator(designator: str) -> tuple[str, str]:
-    """The module and class of a designator. Raises ValueError if it is not well formed."""
+def check_designator(designator: str) -> tuple[str, list[str]]:
+    """Scheme and parts of a designator: module and class, or the words of a command. Raises ValueError."""
     scheme, _, rest = designator.partition(":")
+    if scheme == "cmd":
+        try:
+            words = shlex.split(rest)
+        except ValueError as error:
+            raise ValueError(f"--subject {designator!r} is no command: {error}") from error
+        if words:
+            return scheme, words
     module, _, name = rest.partition(":")
     if scheme != "py" or not all(part.isidentifier() for part in [*module.split("."), *name.split(".")]):
         raise ValueError(f"--subject {designator!r} is no designator; allowed is {ALLOWED}")
-    return module, name
+    return scheme, [module, name]
 
 
-def load_subject(designator: str) -> Subject:
-    """The subject that a designator names.
+def load_subject(designator: str, timeouts: str = "") -> Subject:
+    """The subject that a designator names; `timeouts` as `Timeouts.parse` reads them.
 
     Raises:
         ValueError: the designator is not well formed.
-        SubjectError: what it names cannot be imported, or is no torch module class.
+        SubjectError: what it names cannot be imported or started, or is neither a torch module class nor a port.
     """
-    module_name, name = check_designator(designator)
+    scheme, parts = check_designator(designator)
+    if scheme == "cmd":
+        if os.name != "posix":
+            raise SubjectError(f"{designator}: ports need the process groups of POSIX, which this system has not")
+        from spec_tests.subjects.process import Timeouts
+        from spec_tests.subjects.stdio import StdioSubject
+
+        return StdioSubject(designator, Timeouts.parse(timeouts))
+    module_name, name = parts
     if importlib.util.find_spec("torch") is None:
         raise SubjectError(f"{designator} needs torch, which is not installed; install mdnc-spec[torch]")
     try:

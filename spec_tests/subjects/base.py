@@ -66,8 +66,8 @@ class Block(ABC):
         """Every parameter and buffer by name, in the order of the state."""
 
     @abstractmethod
-    def forward(self, x: Array, training: bool = True) -> Array:
-        """The output for `x` (N, C, H, W), in the given mode.
+    def forward(self, x: Array, training: bool | None = None) -> Array:
+        """The output for `x` (N, C, H, W), in the given mode, or in the first that the subject has.
 
         Raises:
             Refused: the block refuses the input.
@@ -82,9 +82,17 @@ class Block(ABC):
     def load(self, state: Mapping[str, Array]) -> None:
         """Replace the state, strictly. Raises Refused if it does not fit."""
 
+    def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape of the output for an input of `shape`. Raises Refused and Crashed as `forward` does."""
+        return self.forward(zeros(shape)).shape
+
+    def result_dtype(self, x: Array, training: bool | None = None) -> str:
+        """The type of the output for `x`."""
+        return str(self.forward(x, training).dtype)
+
     # What follows exists for subjects that declare the feature that is named.
 
-    def backward(self, x: Array, dy: Array, training: bool = True) -> Gradients:
+    def backward(self, x: Array, dy: Array, training: bool | None = None) -> Gradients:
         """The gradients of sum(dy * y) of one forward call and one backward pass (feature ``"backward"``).
 
         Raises:
@@ -93,11 +101,7 @@ class Block(ABC):
         """
         raise NotImplementedError
 
-    def result_dtype(self, x: Array, training: bool = True) -> str:
-        """The type of the output for `x` (feature ``"memory"``)."""
-        raise NotImplementedError
-
-    def aliases(self, x: Array, training: bool = True) -> list[str]:
+    def aliases(self, x: Array, training: bool | None = None) -> list[str]:
         """What the output for `x` shares memory with: ``"x"`` or names of entries (feature ``"memory"``)."""
         raise NotImplementedError
 
@@ -135,11 +139,21 @@ class Subject(ABC):
 
     Attributes:
         designator: how the user named it.
-        features: what it can do beyond building, describing and running a block.
+        features: what it can do beyond building, describing and running a block in evaluation.
+        absent: features that nobody can miss in a subject of this kind.
+        given: clauses that hold by the way in which a subject of this kind is asked.
+        modes: those that it has, training (True) first.
+        arithmetic: what it does with float32 numbers, ``"float32"`` or ``"tf32"``.
+        compiles: whether every new shape costs it a compilation.
     """
 
     designator: str
     features: frozenset[str]
+    absent: frozenset[str] = frozenset()
+    given: frozenset[str] = frozenset()
+    modes: tuple[bool, ...] = (True, False)
+    arithmetic: str = "float32"
+    compiles: bool = False
 
     @abstractmethod
     def build(
@@ -157,6 +171,25 @@ class Subject(ABC):
             Refused: the subject refuses the arguments.
             Crashed: anything else went wrong.
         """
+
+    def expressible(self, arguments: Mapping[str, Any]) -> bool:  # noqa: ARG002
+        """Whether these arguments, right or wrong, can be said to the subject at all."""
+        return True
+
+    def spelled(self, value: Any) -> str:
+        """An argument's value as a message of the subject would write it."""
+        return repr(value)
+
+    def begin_test(self) -> None:  # noqa: B027 -- most subjects have nothing to do
+        """The plugin calls this before each test."""
+
+    def close(self) -> list[str]:
+        """End the subject; return what was wrong with how it ended."""
+        return []
+
+    def last_request(self) -> bytes:
+        """What can be replayed of the last call, as a message of PROTOCOL.md; empty if nothing can."""
+        return b""
 
 
 def zeros(shape: Sequence[int]) -> Array:

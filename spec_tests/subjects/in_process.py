@@ -19,8 +19,8 @@ from spec_tests.config import render_call
 from spec_tests.subjects.base import Array, Block, Crashed, Entry, Gradients, Refused, Subject
 
 FEATURES = frozenset(
-    {"copy", "serialize", "convert", "mode", "memory", "summary", "seed", "python", "backward"}
-    | {"float64", "bfloat16", "bitwise"}
+    {"copy", "serialize", "convert", "mode", "memory", "summary", "seed", "python", "backward", "init", "train"}
+    | {"float64", "bfloat16", "bitwise", "layout"}
 )
 
 
@@ -70,13 +70,13 @@ class TorchBlock(Block):
             )
         return found
 
-    def forward(self, x: Array, training: bool = True) -> Array:
-        self.module.train(training)
+    def forward(self, x: Array, training: bool | None = None) -> Array:
+        self.module.train(training is not False)
         with _translated(f"{self.code}, called with {x.dtype} {x.shape}"), torch.no_grad():
             return _array(self.module(self._tensor(x)))
 
-    def backward(self, x: Array, dy: Array, training: bool = True) -> Gradients:
-        self.module.train(training)
+    def backward(self, x: Array, dy: Array, training: bool | None = None) -> Gradients:
+        self.module.train(training is not False)
         self.module.zero_grad(set_to_none=True)
         given = self._tensor(x).requires_grad_()
         with _translated(f"{self.code}, called with {x.dtype} {x.shape} and differentiated"):
@@ -86,13 +86,13 @@ class TorchBlock(Block):
             raise Crashed("the input received no gradient", self.code)
         return Gradients(_array(given.grad), found)
 
-    def result_dtype(self, x: Array, training: bool = True) -> str:
-        self.module.train(training)
+    def result_dtype(self, x: Array, training: bool | None = None) -> str:
+        self.module.train(training is not False)
         with _translated(self.code), torch.no_grad():
             return str(self.module(self._tensor(x)).dtype).removeprefix("torch.")
 
-    def aliases(self, x: Array, training: bool = True) -> list[str]:
-        self.module.train(training)
+    def aliases(self, x: Array, training: bool | None = None) -> list[str]:
+        self.module.train(training is not False)
         given = self._tensor(x)
         with _translated(self.code), torch.no_grad():
             y = self.module(given)

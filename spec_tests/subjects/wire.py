@@ -1,0 +1,209 @@
+"""The messages of PROTOCOL.md: one safetensors file each, checked before anything is allocated."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from spec_tests.subjects.base import Array
+
+PROTOCOL = "1"
+MAX_HEADER = 16 * 2**20
+# Bytes that are read before anything is believed: the length, and the brace that opens the header.
+HEAD = 9
+# Ids have one length, so that a request can be built once and numbered later.
+ID_DIGITS = 8
+
+# NumPy has no bfloat16: its numbers are kept as float32, whose upper half they are.
+DTYPES = {"F32": "<f4", "F64": "<f8", "BF16": "<u2", "I64": "<i8", "BOOL": "|b1"}
+NAMES = {"float32": "F32", "float64": "F64", "bfloat16": "BF16", "int64": "I64", "bool": "BOOL"}
+LONG_NAMES = {short: name for name, short in NAMES.items()}
+# Printable ASCII without quote and backslash, which JSON would have to escape.
+PLAIN = re.compile(r"[ !#-\[\]-~]*")
+TENSOR_NAME = re.compile(r"[a-z0-9_.]+")
+ENTRY = re.compile(r"([A-Z0-9]+) \[((?:\d+(?:,\d+)*)?)\]")
+
+
+class WireError(ValueError):
+    """Bytes that are no message, or a message that is none of this protocol."""
+
+
+class NotExpressible(ValueError):
+    """A value that the protocol has no text for."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Type, shape and place of a tensor; `begin` and `end` count from the end of the header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Header:
+    metadata: dict[str, str]
+    tensors: dict[str, Tensor]
+
+    @property
+    def body(self) -> int:
+        """Bytes behind the header."""
+        return max((tensor.end for tensor in self.tensors.values()), default=0)
+
+
+def text(value: Any) -> str:
+    """An argument of the block as PROTOCOL.md writes it. Raises NotExpressible where it has no text."""
+    if isinstance(value, (bool, np.bool_)):
+        return "true" if value else "false"
+    if isinstance(value, (int, np.integer)) and abs(int(value)) < 2**63:
+        return str(int(value))
+    if value is None:
+        return "null"
+    if isinstance(value, (float, np.floating)):
+        return repr(float(value))
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(map(text, value))}]"
+    raise NotExpressible(f"{value!r} has no text in the protocol")
+
+
+def argument_text(name: str, value: Any, names: Sequence[str]) -> str:
+    """The text of the argument `name`; those in `names` are words, which stand without quotes."""
+    if name not in names or not isinstance(value, (str, list, tuple)):
+        return text(value)
+    # "null" and "true" are words as well as values; either way they are no legal name but one.
+    if isinstance(value, str) and PLAIN.fullmatch(value):
+        return value
+    raise NotExpressible(f"{name} (={value!r}) has no text in the protocol")
+
+
+def encode(metadata: Mapping[str, str], tensors: Mapping[str, tuple[str, Array]]) -> bytearray:
+    """A canonical request with `op` first, an `id` of zeros, and `tensors` as name -> (type, array)."""
+    entries, blobs, offset = [], [], 0
+    for name, (dtype, array) in tensors.items():
+        if not TENSOR_NAME.fullmatch(name):
+            raise NotExpressible(f"the tensor's name {name!r} has no text in the protocol")
+        blob = to_bytes(dtype, array)
+        shape = ",".join(map(str, array.shape))
+        entries.append(
+            f'"{name}":{{"dtype":"{dtype}","shape":[{shape}],"data_offsets":[{offset},{offset + len(blob)}]}}'
+        )
+        blobs.append(blob)
+        offset += len(blob)
+    rest = [f'"{key}":"{value}"' for key, value in metadata.items() if key != "op"]
+    first = [f'"op":"{metadata["op"]}"', f'"id":"{0:0{ID_DIGITS}}"', f'"bytes":"{offset}"']
+    header = f'{{"__metadata__":{{{",".join(first + rest)}}}' + "".join(f",{entry}" for entry in entries) + "}"
+    header += " " * (-len(header) % 8)
+    return bytearray(b"".join([len(header).to_bytes(8, "little"), header.encode("ascii"), *blobs]))
+
+
+def number(request: bytearray, request_id: int) -> str:
+    """Write the id into a request that `encode` made; return it as the reply must repeat it."""
+    written = f"{request_id:0{ID_DIGITS}}"
+    start = request.index(b'"id":"') + 6
+    request[start : start + ID_DIGITS] = written.encode("ascii")
+    return written
+
+
+def to_bytes(dtype: str, array: Array) -> bytes:
+    if dtype == "BF16":
+        return (np.ascontiguousarray(array, "<f4").view("<u4") >> 16).astype("<u2").tobytes()
+    return np.ascontiguousarray(array, DTYPES[dtype]).tobytes()
+
+
+def from_bytes(dtype: str, data: bytes | bytearray | memoryview, shape: tuple[int, ...]) -> Array:
+    array = np.frombuffer(data, DTYPES[dtype]).reshape(shape)
+    if dtype == "BF16":
+        return (array.astype("<u4") << 16).view("<f4")
+    return array.astype(array.dtype.newbyteorder("="))
+
+
+def header_length(head: bytes | bytearray) -> int:
+    """N from the first nine bytes. Raises WireError if they begin no message."""
+    length = int.from_bytes(head[:8], "little")
+    if not 2 <= length <= MAX_HEADER or head[8:9] != b"{":
+        raise WireError("a message begins with the length of its header (8 bytes, little-endian) and a brace")
+    return length
+
+
+def _integers(value: object, what: str) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(type(n) is int and 0 <= n < 2**62 for n in value):
+        raise WireError(f"{what} is {value!r}; allowed is a list of integers of at least 0")
+    return tuple(value)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise WireError("a key stands twice in the header")
+    return found
+
+
+def parse_header(data: bytes | bytearray) -> Header:
+    """Read and check a header; the sum of all sizes is believed only where it fits the offsets."""
+    try:
+        parsed = json.loads(data, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, WireError):
+            raise
+        raise WireError(f"the header is no JSON: {error}") from error
+    if not isinstance(parsed, dict):
+        raise WireError("the header is no JSON object")
+    metadata = parsed.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise WireError("__metadata__ must be an object of strings")
+    tensors = {}
+    for name, entry in parsed.items():
+        if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+            raise WireError(f"the tensor {name!r} lacks dtype, shape or data_offsets")
+        dtype = entry["dtype"]
+        if not isinstance(dtype, str) or dtype not in DTYPES:
+            raise WireError(f"the type of the tensor {name!r} is {dtype!r}; allowed are {', '.join(DTYPES)}")
+        shape = _integers(entry["shape"], f"the shape of the tensor {name!r}")
+        offsets = _integers(entry["data_offsets"], f"data_offsets of the tensor {name!r}")
+        if len(offsets) != 2 or len(shape) > 8:
+            raise WireError(f"the tensor {name!r} has {len(offsets)} offsets and {len(shape)} axes")
+        size = math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize
+        if offsets[1] - offsets[0] != size:
+            raise WireError(f"the tensor {name!r} of {dtype} {list(shape)} needs {size} bytes; it has {list(offsets)}")
+        tensors[name] = Tensor(dtype, shape, *offsets)
+    spans = sorted((t.begin, t.end, name) for name, t in tensors.items() if t.end > t.begin)
+    for (_, end, one), (begin, _, two) in pairwise(spans):
+        if begin < end:
+            raise WireError(f"the tensors {one!r} and {two!r} overlap")
+    return Header(metadata, tensors)
+
+
+def arrays(header: Header, body: bytes | bytearray | memoryview) -> dict[str, Array]:
+    """The tensors of a message as arrays of their own."""
+    return {
+        name: from_bytes(tensor.dtype, body[tensor.begin : tensor.end], tensor.shape)
+        for name, tensor in header.tensors.items()
+    }
+
+
+def parse_entry(value: str) -> tuple[str, tuple[int, ...]]:
+    """Type and shape from a text such as ``F32 [16,8,3,3]``."""
+    match = ENTRY.fullmatch(value)
+    if match is None or match[1] not in LONG_NAMES:
+        raise WireError(f"{value!r} is no type and shape, such as 'F32 [16,8,3,3]'")
+    return LONG_NAMES[match[1]], tuple(int(n) for n in match[2].split(",")) if match[2] else ()
+
+
+def read_message(data: bytes) -> tuple[Header, dict[str, Array]]:
+    """A whole message, such as a saved request. Raises WireError if it is none."""
+    if len(data) < HEAD:
+        raise WireError(f"a message has at least {HEAD} bytes, these are {len(data)}")
+    length = header_length(data[:HEAD])
+    header = parse_header(data[8 : 8 + length])
+    if len(data) != 8 + length + header.body:
+        raise WireError(f"the message should have {8 + length + header.body} bytes, it has {len(data)}")
+    return header, arrays(header, memoryview(data)[8 + length :])
