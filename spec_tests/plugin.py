@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import secrets
 import tempfile
-from collections.abc import Generator
-from itertools import islice
+import zlib
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,6 +34,8 @@ SCOPE: pytest.StashKey[tuple[list[str], list[str]]] = pytest.StashKey()
 T = TypeVar("T")
 
 PROFILES = {"smoke": 2, "default": 15, "thorough": 400}
+# No factor in common with the numbers of named values and kinds of shortcut.
+SMOKE_STEP = 23
 RANDOM_PROFILES = ("thorough",)
 
 
@@ -63,7 +65,7 @@ def pytest_configure(config: pytest.Config) -> None:
     profile = config.getoption("profile")
     # With xdist the controller draws the seed once and its workers read it.
     config.option.seed = resolve_seed(profile, config.getoption("seed"))
-    compare.SAMPLE_STEP[0] = 13 if profile == "smoke" else 1
+    compare.SAMPLE_STEP[0] = SMOKE_STEP if profile == "smoke" else 1
     hypothesis.settings.register_profile(
         "mdnc-spec",
         max_examples=PROFILES[profile],
@@ -143,15 +145,20 @@ def subject(request: pytest.FixtureRequest) -> Generator[Subject, None, None]:
     request.config.stash[CONDUCT] = found.close()
 
 
-@pytest.fixture(scope="session")
-def thin() -> Thin:
-    """Enumerations are complete in every profile but smoke, which takes each thirteenth item.
+@pytest.fixture
+def thin(request: pytest.FixtureRequest) -> Thin:
+    """Enumerations are complete in every profile but smoke, which takes an item out of SMOKE_STEP.
 
-    Thirteen has no factor in common with the numbers of named values and kinds of shortcut, so that the
-    sample goes through all of them.
+    Each test begins at another item, so that together they go through all of them.
     """
     step = compare.SAMPLE_STEP[0]
-    return lambda items: islice(items, 0, None, step)
+
+    def sample(items: Iterable[T]) -> Iterator[T]:
+        found = list(items)
+        begin = zlib.crc32(request.node.name.encode()) % min(step, len(found))
+        return iter(found[begin::step])
+
+    return sample if step > 1 else iter
 
 
 @pytest.fixture(autouse=True)

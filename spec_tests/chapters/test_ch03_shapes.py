@@ -67,28 +67,28 @@ def test_every_length_on_one_axis(subject: Subject, thin: Thin, scaler: str, str
 
 @pytest.mark.clause("3.3", "3.5", "3.6")
 @by_axis
-def test_every_output_size_on_one_axis(subject: Subject, axis: int) -> None:
+def test_every_output_size_on_one_axis(subject: Subject, thin: Thin, axis: int) -> None:
     """With `output_size`, the size is what is asked for, whatever the input and the stride."""
 
     def pair(value: int, other: int) -> tuple[int, int]:
         return (value, other) if axis == 0 else (other, value)
 
-    for kernel, padding in ((1, 0), (3, 1), (5, 2), (2, 1), (3, 0), (1, 1), (4, 1)):
-        for size in range(1, 9):
-            config = BlockConfig.of(
-                1,
-                1,
-                pair(kernel, 1),
-                pair(1 + size % 2, 1),
-                pair(padding, 0),
-                pair(size, 1),
-                normalizer="null",
-                activator="null",
-                scaler="up",
-            )
-            block = subject.build(config.arguments())
-            for length in range(1, 7):
-                judge_shape(block, config, (1, 1, *pair(length, 1)), "3.3")
+    kernels = ((1, 0), (3, 1), (5, 2), (2, 1), (3, 0), (1, 1), (4, 1))
+    for (kernel, padding), size in thin(product(kernels, range(1, 9))):
+        config = BlockConfig.of(
+            1,
+            1,
+            pair(kernel, 1),
+            pair(1 + size % 2, 1),
+            pair(padding, 0),
+            pair(size, 1),
+            normalizer="null",
+            activator="null",
+            scaler="up",
+        )
+        block = subject.build(config.arguments())
+        for length in range(1, 7):
+            judge_shape(block, config, (1, 1, *pair(length, 1)), "3.3")
 
 
 @pytest.mark.clause("3.1", "3.4")
