@@ -122,6 +122,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="where the last request of a failed test is saved (a new folder among the temporary files)",
     )
+    run.add_argument(
+        "--until-first-failure",
+        action="store_true",
+        help="stop at the first broken MUST clause: mend it, run again, and be led through the specification",
+    )
     run.add_argument("-n", dest="workers", type=_workers, default=1, metavar="WORKERS", help="processes to use (1)")
     again = commands.add_parser(
         "replay",
@@ -198,6 +203,10 @@ def _judge(options: argparse.Namespace) -> int:
         print(f"seed {seed}", flush=True)
     for clause in options.clause:
         arguments += ["--clause", clause]
+    if options.until_first_failure:
+        # In the order of the specification, so in one process.
+        arguments.append("--until-first-failure")
+        options.workers = 1
     if options.workers > 1:
         arguments += ["-p", "xdist.plugin", "-n", str(options.workers), "--dist", "worksteal"]
 
@@ -211,7 +220,7 @@ def _judge(options: argparse.Namespace) -> int:
         ended = pytest.main(arguments, plugins=[live, collector])
     verdict = collector.verdict
     known = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
-    if ended not in known and not verdict.interrupted and not verdict.troubles:
+    if ended not in known and not (verdict.interrupted or verdict.stopped or verdict.troubles):
         verdict.troubles.append(f"pytest ended with {ended!r}")
     try:
         show(verdict, run, console)

@@ -49,6 +49,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--clause", action="append", default=[], metavar="ID", help="judge this clause or chapter only")
     group.addoption("--profile", choices=sorted(PROFILES), default="default", help="how many examples are drawn")
     group.addoption("--timeout", default="", metavar="NAME=SECONDS,…", help="how long a port may take")
+    group.addoption("--until-first-failure", action="store_true", help="stop at the first broken MUST clause")
     group.addoption("--requests", default="", metavar="DIR", help="where the requests of failed tests are saved")
     group.addoption("--seed", type=int, default=None, metavar="N", help="draw the examples from this seed")
 
@@ -130,6 +131,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     complaints: list[str] = session.config.stash.get(CONDUCT, [])
     for collector in _collectors(session.config):
         collector.verdict.conduct += complaints
+        collector.verdict.stopped = bool(session.config.getoption("until_first_failure") and session.shouldstop)
 
 
 @pytest.fixture(scope="session")
@@ -211,6 +213,10 @@ def _failure(item: pytest.Item, error: BaseException) -> tuple[str, Failure]:
     return "errored", Failure("", item.nodeid, f"{type(error).__name__}: {error}", "no error of the suite itself", "")
 
 
+def _decides(status: str, failure: Failure) -> bool:
+    return status == "errored" or all_clauses()[failure.clause].level == "MUST"
+
+
 def _saved(item: pytest.Item, request: bytes) -> str:
     """Save the request of a failed call; return the path, or why there is none."""
     if not request:
@@ -249,6 +255,8 @@ def pytest_runtest_makereport(
         status, failure = _failure(item, call.excinfo.value)
         if isinstance(judged, Subject) and status == "failed":
             saved = _saved(item, judged.last_request())
+        if item.config.getoption("until_first_failure") and _decides(status, failure):
+            item.session.shouldstop = "a MUST clause is broken"
     outcome = TestOutcome(
         item.nodeid,
         _cited(item),

@@ -69,6 +69,8 @@ class Verdict:
     troubles: list[str] = field(default_factory=list)
     # What was wrong with how the subject ended: no clause says it, PROTOCOL.md does.
     conduct: list[str] = field(default_factory=list)
+    # The run ended at the first broken clause, as it was told.
+    stopped: bool = False
 
     def failures(self) -> list[TestOutcome]:
         """Failed tests, in the order of their broken clauses."""
@@ -149,7 +151,7 @@ class Verdict:
             elif reached[clause]:
                 status[clause] = "passed"
             else:
-                status[clause] = "interrupted" if self.interrupted else "unreached"
+                status[clause] = "interrupted" if self.interrupted or self.stopped else "unreached"
         return status
 
     def chapter_counts(self) -> dict[int, Counter[str]]:

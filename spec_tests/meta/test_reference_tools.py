@@ -278,16 +278,16 @@ def test_the_summary_refuses_a_device(device: str) -> None:
 
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
-    path = Path(__file__).parents[2] / "tools" / "benchmark.py"
+    path = Path(__file__).parents[2] / "tools" / "benchmark_reference.py"
     if not path.is_file():
         pytest.skip("the tools are not installed with the package")
-    spec = importlib.util.spec_from_file_location("benchmark", path)
+    spec = importlib.util.spec_from_file_location("benchmark_reference", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     # dataclasses look their module up.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "benchmark", module)
+        patch.setitem(sys.modules, "benchmark_reference", module)
         spec.loader.exec_module(module)
     return module
 

@@ -102,7 +102,7 @@ def chapter_lines(verdict: Verdict) -> list[str]:
         f"{chapter:>2} {titles[chapter]:<26}{_chapter_text(counts):<40}"
         + (f"{checks[chapter]:>9,} checks" if checks[chapter] else "")
         for chapter, counts in verdict.chapter_counts().items()
-        if counts["deselected"] != counts.total()
+        if counts["deselected"] + (counts["interrupted"] if verdict.stopped else 0) != counts.total()
     ]
 
 
@@ -136,6 +136,8 @@ def _summary(verdict: Verdict) -> str:
         return (
             f"interrupted: {len(verdict.outcomes)} tests had ended, {len(verdict.broken())} clauses are broken so far"
         )
+    if status == BROKEN and verdict.stopped:
+        return f"does not conform; the first broken clause is {', '.join(verdict.broken())}, the rest was not judged"
     if status == BROKEN:
         return f"does not conform: broken {', '.join([*verdict.broken(), *(['the conduct'] * bool(verdict.conduct))])}"
     if status == NOT_JUDGED:
