@@ -15,17 +15,17 @@ from pathlib import Path
 # Small tensors: more threads than one only wait for each other. Read when NumPy and torch are imported.
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
-sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
 def run_reference(options: argparse.Namespace) -> int:
-    import benchmark_reference
+    from tools import benchmark_reference
 
     return benchmark_reference.run(options)
 
 
 def run_ports(options: argparse.Namespace) -> int:
-    import benchmark_ports
+    from tools import benchmark_ports
 
     return benchmark_ports.run(options)
 

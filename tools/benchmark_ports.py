@@ -149,9 +149,8 @@ def run(options: argparse.Namespace) -> int:
     with console.status("") as status:
         for (what, how), (function, numerics) in rows.items():
             status.update(f"timing {what}, {how}")
-            low, median, high = ratio(
-                lambda: function(piped, numerics), lambda: function(plain, numerics), options.rounds
-            )
+            one, two = (partial(function, call, numerics) for call in (piped, plain))
+            low, median, high = ratio(one, two, options.rounds)
             exceeds = how == "judged" and median > BAR
             over += exceeds
             table.add_row(what, how, f"{median:.3f}  [{low:.3f}, {high:.3f}]" + ("  over" if exceeds else ""))
