@@ -136,6 +136,13 @@ def parser() -> argparse.ArgumentParser:
     again.add_argument("file", type=Path, metavar="FILE", help="a request that a failing run saved")
     again.add_argument("--subject", required=True, type=_designator, metavar="DESIGNATOR", help="'cmd:./port --flag'")
     again.add_argument("--timeout", default="", type=_timeouts, metavar="NAME=SECONDS,…", help="as for run")
+    start = commands.add_parser(
+        "new-port",
+        help="write the skeleton of a port",
+        description="Write the skeleton of a port, which answers `hello` and says of the rest that it is not written.",
+    )
+    start.add_argument("language", choices=("python", "c", "js", "rust"), metavar="LANG", help="python, c, js or rust")
+    start.add_argument("folder", type=Path, metavar="DIR", help="where to write it; made if it is not there")
     listing = commands.add_parser(
         "list", help="print the clauses of the specification", description="Print the clauses of the specification."
     )
@@ -241,10 +248,22 @@ def _replay(options: argparse.Namespace) -> int:
     return replay(options.file, options.subject, options.timeout)
 
 
+def _new_port(options: argparse.Namespace) -> int:
+    from spec_tests.new_port import new_port
+
+    try:
+        print(new_port(options.language, options.folder))
+    except OSError as error:
+        print(f"mdnc-spec new-port: {error}", file=sys.stderr)
+        return NOT_JUDGED
+    return 0
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": _run,
     "list": lambda options: _list(options.clause),
     "replay": _replay,
+    "new-port": _new_port,
 }
 
 
