@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 _HERE = Path(__file__).parent
 # A wheel carries the data inside the package; a checkout has it beside the package.
@@ -26,3 +28,21 @@ def summary_index() -> dict[str, dict[str, str]]:
     """The rows of the index of all tables by case: block, input, parameters, output."""
     with (ROOT / "summaries" / "index.csv").open(encoding="utf-8", newline="") as file:
         return {row["case"]: row for row in csv.DictReader(file)}
+
+
+@cache
+def vector_manifest() -> dict[str, Any]:
+    """What the test vectors are: for each its id, file, SHA-256, configuration, mode, clauses and purpose."""
+    found: dict[str, Any] = json.loads((ROOT / "vectors" / "manifest.json").read_text(encoding="utf-8"))
+    return found
+
+
+def vector_schema() -> dict[str, Any]:
+    """The JSON schema of the manifest."""
+    found: dict[str, Any] = json.loads((ROOT / "vectors" / "manifest.schema.json").read_text(encoding="utf-8"))
+    return found
+
+
+def vector_bytes(file: str) -> bytes:
+    """The content of one test vector, a safetensors file."""
+    return (ROOT / "vectors" / file).read_bytes()

@@ -14,8 +14,9 @@ from spec_tests.compare import Thin, focused, holds
 from spec_tests.config import NAMED_VALUES, BlockConfig
 from spec_tests.enumeration import DOCUMENTED, enumerated, named_values
 from spec_tests.laws import VALUE_LAWS, Law
-from spec_tests.numeric import Numeric, grade, law_examples, named, numerics, within
+from spec_tests.numeric import Numeric, count, grade, law_examples, named, numerics, within
 from spec_tests.subjects.base import Subject
+from spec_tests.vectors import Vector, vectors
 
 by_norm = pytest.mark.parametrize("normalizer", NAMED_VALUES["normalizer"])
 by_scaler = pytest.mark.parametrize("scaler", NAMED_VALUES["scaler"])
@@ -157,3 +158,24 @@ def test_extreme_sizes_of_channels(subject: Subject, seed: int) -> None:
         normalizer = NAMED_VALUES["normalizer"][int(rng.integers(4))]
         config = BlockConfig.of(*planes, normalizer=normalizer, activator="prelu", stride=(1, 2))
         judge(subject, "4.1", Numeric(config, (1, planes[0], 3, 4), seed=seed))
+
+
+def judge_vector(subject: Subject, clause: str, vector: Vector) -> None:
+    """Run one test vector and check its output."""
+    y = vector.built(subject).forward(vector.x(), vector.training)
+    count(clause, [vector.check(clause, "y", y)])
+
+
+@pytest.mark.clause("4.1")
+def test_vectors(subject: Subject, thin: Thin) -> None:
+    """The test vectors, whose numbers are written down: they do not follow the oracle when it changes."""
+    for vector in thin(v for v in vectors() if v.training in subject.modes and "4.1" in v.clauses):
+        judge_vector(subject, "4.1", vector)
+
+
+@pytest.mark.clause("4.22", "4.23")
+def test_vectors_that_are_not_finite(subject: Subject, thin: Thin) -> None:
+    """The test vectors with a NaN or an infinity in the input."""
+    for clause in ("4.22", "4.23"):
+        for vector in thin(v for v in vectors() if v.training in subject.modes and clause in v.clauses):
+            judge_vector(subject, clause, vector)

@@ -14,16 +14,17 @@ from spec_tests.compare import NonConformance, Thin, differing, equal, equal_ent
 from spec_tests.config import NAMED_VALUES, BlockConfig
 from spec_tests.enumeration import enumerated, named_values
 from spec_tests.laws import GRADIENT_LAWS, Law
-from spec_tests.numeric import Numeric, count, inspect, law_examples, named, numerics
+from spec_tests.numeric import Numeric, count, inspect, law_examples, named, numerics, same_within
 from spec_tests.oracle import vjp
 from spec_tests.subjects.base import Array, Block, Crashed, Gradients, Subject
+from spec_tests.vectors import Vector, vectors
 
 pytestmark = pytest.mark.needs("backward")
 by_norm = pytest.mark.parametrize("normalizer", NAMED_VALUES["normalizer"])
 by_scaler = pytest.mark.parametrize("scaler", NAMED_VALUES["scaler"])
 
 
-def differentiate(clause: str, block: Block, numeric: Numeric) -> Gradients:
+def differentiate(clause: str, block: Block, numeric: Numeric | Vector) -> Gradients:
     """The gradients of one call; a block that cannot be differentiated breaks the clause."""
     try:
         return block.backward(numeric.x(), numeric.dy(), numeric.training)
@@ -179,3 +180,40 @@ def test_dot_products(subject: Subject, scaler: str, data: st.DataObject) -> Non
         what = "<dy, f(x) - f(0)> and <dx, x>"
         good = not abs(left - right) > bound
         holds("5.1", what, good, f"{left!r} and {right!r}", f"a difference of at most {bound:.3g}", numeric.example())
+
+
+def judge_vector(clauses: tuple[str, str], vector: Vector, got: Gradients) -> None:
+    """Check the gradient of the input by the first clause, those of the parameters by the second."""
+    count(clauses[0], [vector.check(clauses[0], "dx", got.dx)])
+    missing = sorted(set(vector.config.parameters()) - set(got.params))
+    equal(clauses[1], "parameters without a gradient", missing, [], vector.example())
+    count(clauses[1], [vector.check(clauses[1], f"d.{n}", got.params[n]) for n in vector.config.parameters()])
+
+
+@pytest.mark.clause("5.1", "5.2")
+def test_vectors(subject: Subject, thin: Thin) -> None:
+    """The test vectors, whose numbers are written down: they do not follow the oracle when it changes."""
+    for vector in thin(v for v in vectors() if v.training in subject.modes and v.has_gradients):
+        judge_vector(("5.1", "5.2"), vector, differentiate("5.1", vector.built(subject), vector))
+
+
+@pytest.mark.clause("5.10", "5.11")
+@pytest.mark.needs("train")
+def test_vectors_in_sequence(subject: Subject) -> None:
+    """A test vector behind another gives the gradients of a new block, and what was passed in stays as it was."""
+    before = {v.id: v for v in vectors()}
+    for vector in (v for v in vectors() if v.after):
+        first = before[str(vector.after)]
+        block = first.built(subject)
+        differentiate("5.10", block, first)
+        block.load(vector.state())
+        x, dy = vector.x(), vector.dy()
+        got, alone = block.backward(x, dy, vector.training), differentiate("5.10", vector.built(subject), vector)
+        for name in ("dx", *(f"d.{n}" for n in got.params)):
+            one, two = ((g.dx if name == "dx" else g.params[name[2:]]) for g in (got, alone))
+            bound = 2 * vector.expected[name].bound
+            same_within("5.10", f"{name} on this block and on a new one", one, two, bound, vector.example())
+        equal("5.11", "x is as before", x.tobytes() == vector.x().tobytes(), True, vector.example())
+        equal("5.11", "dy is as before", dy.tobytes() == vector.dy().tobytes(), True, vector.example())
+        changed = set(differing(block.state(), vector.state())) - set(vector.config.buffers())
+        equal("5.11", "parameters that changed", sorted(changed), [], vector.example())

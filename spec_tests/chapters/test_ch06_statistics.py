@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from spec_tests.compare import Example, Thin, differing, equal, equal_entries, focused
 from spec_tests.config import NAMED_VALUES, BlockConfig
 from spec_tests.enumeration import enumerated, named_values
-from spec_tests.numeric import Numeric, named, numerics, within
+from spec_tests.numeric import Numeric, count, named, numerics, same_within, within
 from spec_tests.oracle import Forward
 from spec_tests.subjects.base import Array, Subject
+from spec_tests.vectors import Vector, vectors
 
 CLAUSES = {"running_mean": "6.1", "running_var": "6.2", "num_batches_tracked": "6.3"}
 pytestmark = pytest.mark.needs("train")
@@ -145,3 +146,66 @@ def test_many_calls_count(subject: Subject) -> None:
     for name in config.buffers():
         if name.endswith("num_batches_tracked"):
             equal("6.3", f"{name} after twelve calls", int(state[name]), 12, numeric.example())
+
+
+def statistical(subject: Subject) -> list[Vector]:
+    """The test vectors that say what the buffers are after a call."""
+    return [v for v in vectors() if v.training in subject.modes and any(n.startswith("new.b.") for n in v.tensors)]
+
+
+def judge_vector(vector: Vector, got: dict[str, Array], clauses: dict[str, str]) -> None:
+    """Check every buffer after the call, each by the clause of its kind."""
+    for name in vector.config.buffers():
+        clause = clauses[name.rpartition(".")[2]]
+        count(clause, [vector.check(clause, f"new.b.{name}", got[name])])
+
+
+@pytest.mark.clause("6.1", "6.2", "6.3")
+def test_vectors(subject: Subject, thin: Thin) -> None:
+    """The test vectors in training, whose numbers are written down: they do not follow the oracle when it changes."""
+    for vector in thin(v for v in statistical(subject) if v.training):
+        block = vector.built(subject)
+        block.forward(vector.x(), True)
+        judge_vector(vector, block.state(), CLAUSES)
+
+
+@pytest.mark.clause("6.4")
+def test_vectors_in_evaluation(subject: Subject, thin: Thin) -> None:
+    """The test vectors in evaluation: every buffer is exactly what it was."""
+    for vector in thin(v for v in statistical(subject) if not v.training):
+        block = vector.built(subject)
+        block.forward(vector.x(), False)
+        judge_vector(vector, block.state(), dict.fromkeys(CLAUSES, "6.4"))
+
+
+def judge_same(clause: str, vector: Vector, what: str, got: dict[str, Array], subject: Subject) -> None:
+    """Check that the buffers are those that a new block has after this call alone."""
+    block = vector.built(subject)
+    block.forward(vector.x(), vector.training)
+    alone = block.state()
+    for name in vector.config.buffers():
+        bound = 2 * vector.expected[f"new.b.{name}"].bound
+        same_within(clause, f"{name} {what} and on a new block", got[name], alone[name], bound, vector.example())
+
+
+@pytest.mark.clause("6.6")
+def test_vectors_in_sequence(subject: Subject) -> None:
+    """A second call on one block, from the buffers that were loaded after the first, does as that of a new block."""
+    before = {v.id: v for v in vectors()}
+    for vector in (v for v in statistical(subject) if v.after):
+        first = before[str(vector.after)]
+        block = first.built(subject)
+        block.forward(first.x(), first.training)
+        block.load(vector.state())
+        block.forward(vector.x(), vector.training)
+        judge_same("6.6", vector, "after another call", block.state(), subject)
+
+
+@pytest.mark.clause("6.7")
+@pytest.mark.needs("backward")
+def test_vectors_with_a_backward_pass(subject: Subject, thin: Thin) -> None:
+    """The test vectors in training, with the backward pass: the buffers are those of the forward call alone."""
+    for vector in thin(v for v in statistical(subject) if v.training):
+        block = vector.built(subject)
+        block.backward(vector.x(), vector.dy(), True)
+        judge_same("6.7", vector, "after a backward pass", block.state(), subject)
