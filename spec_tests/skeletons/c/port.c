@@ -52,7 +52,8 @@ int main(void) {
     while (read_request() && strcmp(metadata("op", op, sizeof op), "stop")) {
         if (!strcmp(op, "hello")) {
             reply("\"status\":\"ok\",\"protocol\":\"1\",\"name\":\"my port\",\"version\":\"0\",\"language\":\"C\","
-                  "\"ops\":\"describe,forward\",\"modes\":\"train,eval\",\"dtypes\":\"F32\"");
+                  "\"ops\":\"describe,forward\",\"modes\":\"train,eval\",\"dtypes\":\"F32\","
+                  "\"accumulation\":\"float32\",\"determinism\":\"bitwise\"");
         } else if (!strcmp(op, "describe") || !strcmp(op, "forward")) {
             snprintf(text, sizeof text, "\"status\":\"error\",\"code\":\"internal\",\"message\":\"%s is not written yet\"", op);
             reply(text);

@@ -19,5 +19,13 @@ function forward(metadata, tensors) {
 
 // Write these two as well and add them below: `backward` (chapter 5) and `init` (7.4 to 7.7).
 
-const hello = { name: 'my port', version: '0', language: 'JavaScript', modes: 'train,eval', dtypes: 'F32' };
+const hello = {
+  name: 'my port',
+  version: '0',
+  language: 'JavaScript',
+  modes: 'train,eval',
+  dtypes: 'F32',
+  accumulation: 'float32',
+  determinism: 'bitwise',
+};
 await serve(hello, { describe, forward });

@@ -63,6 +63,8 @@ fn main() -> io::Result<()> {
                     ("ops", "describe,forward"),
                     ("modes", "train,eval"),
                     ("dtypes", "F32"),
+                    ("accumulation", "float32"),
+                    ("determinism", "bitwise"),
                 ],
             )?,
             "describe" | "forward" => {
