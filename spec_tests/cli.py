@@ -15,9 +15,11 @@ from typing import NoReturn
 
 from spec_tests import __version__
 from spec_tests.clauses import all_chapters, all_clauses, select
-from spec_tests.verdict import INTERRUPTED, NOT_JUDGED
+from spec_tests.verdict import BROKEN, CONFORMS, INTERRUPTED, NOT_JUDGED, Verdict
 
 PACKAGE = Path(__file__).parent
+# Those that the oracle judges.
+NUMERIC_CHAPTERS = (4, 5, 6, 9)
 
 RUN_HELP = """\
 examples:
@@ -64,6 +66,16 @@ def _designator(text: str) -> str:
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     return text
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 86400:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number of seconds above 0")
+    return seconds
 
 
 def _timeouts(text: str) -> str:
@@ -127,7 +139,24 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="stop at the first broken MUST clause: mend it, run again, and be led through the specification",
     )
+    run.add_argument(
+        "--no-diagnosis",
+        action="store_true",
+        help="do not look for the known mistake that explains a failing subject (at most 10 s)",
+    )
     run.add_argument("-n", dest="workers", type=_workers, default=1, metavar="WORKERS", help="processes to use (1)")
+    why = commands.add_parser(
+        "diagnose",
+        help="name the known mistake that explains a failing subject",
+        description="Ask a subject for examples, and find the wrong rule, or the two, under which the oracle makes "
+        "exactly what it makes. A subject of which nothing is wrong gets no diagnosis.",
+        epilog="exit status: 0 nothing is wrong, 1 something is, 3 the subject could not be asked",
+    )
+    why.add_argument("--subject", required=True, type=_designator, metavar="DESIGNATOR", help="as for run")
+    why.add_argument("--timeout", default="", type=_timeouts, metavar="NAME=SECONDS,…", help="as for run")
+    why.add_argument(
+        "--seconds", type=_seconds, default=30.0, metavar="S", help="how long to look for pairs of mistakes (30)"
+    )
     again = commands.add_parser(
         "replay",
         help="send a saved request to a port again, and say what is wrong with its reply",
@@ -166,9 +195,7 @@ def _list(wanted: str | None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    # One thread for each process: the tensors are small, and threads would only wait for each other.
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(name, "1")
+    _one_thread()
     # Read before pytest and Hypothesis are imported: nothing of the user's own set-up leaks in, and
     # nothing is written into the user's directory.
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
@@ -229,12 +256,48 @@ def _judge(options: argparse.Namespace) -> int:
     known = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
     if ended not in known and not (verdict.interrupted or verdict.stopped or verdict.troubles):
         verdict.troubles.append(f"pytest ended with {ended!r}")
+    diagnosis = [] if options.no_diagnosis else _explained(options, verdict)
     try:
-        show(verdict, run, console)
+        show(verdict, run, console, diagnosis)
     except (BrokenPipeError, SystemExit):
         # rich leaves with 1 where the reader of a pipe went away; the status is to be that of the verdict.
         _drop_output()
     return verdict.exit_status()
+
+
+def _one_thread() -> None:
+    """One thread for each process: the tensors are small, and threads would only wait for each other."""
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+
+
+def _explained(options: argparse.Namespace, verdict: Verdict) -> list[str]:
+    """The diagnosis of a subject whose numbers break a clause, as lines."""
+    numeric = {c for c in verdict.broken() if all_clauses()[c].chapter in NUMERIC_CHAPTERS}
+    if not numeric or verdict.interrupted:
+        return []
+    from spec_tests.diagnosis import SECONDS, diagnose_designator
+    from spec_tests.subjects.base import SubjectError
+
+    try:
+        return diagnose_designator(options.subject, options.timeout, SECONDS).lines()
+    except (SubjectError, KeyboardInterrupt) as error:
+        return [f"There is none: {error or 'interrupted'}"]
+
+
+def _diagnose(options: argparse.Namespace) -> int:
+    from spec_tests.diagnosis import diagnose_designator
+    from spec_tests.subjects.base import SubjectError
+
+    _one_thread()
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        diagnosis = diagnose_designator(options.subject, options.timeout, options.seconds)
+    except SubjectError as error:
+        print(error, file=sys.stderr)
+        return NOT_JUDGED
+    print("\n".join(diagnosis.lines()) or f"nothing is wrong with {diagnosis.total} outputs, gradients and statistics")
+    return CONFORMS if diagnosis.healthy else BROKEN
 
 
 def _drop_output() -> None:
@@ -262,6 +325,7 @@ def _new_port(options: argparse.Namespace) -> int:
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": _run,
     "list": lambda options: _list(options.clause),
+    "diagnose": _diagnose,
     "replay": _replay,
     "new-port": _new_port,
 }

@@ -7,19 +7,21 @@ one rule does, more examples are made to tell them apart; where none does, pairs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from itertools import combinations, count, islice
 from time import monotonic
 from typing import Any
 
 import numpy as np
 
-from spec_tests.config import NAMED_VALUES, BlockConfig
+from spec_tests import isolation
+from spec_tests.config import BlockConfig
 from spec_tests.enumeration import named_values
-from spec_tests.numeric import ARITHMETIC, Numeric
+from spec_tests.numeric import ARITHMETIC, Numeric, arithmetic
 from spec_tests.oracle import SPEC, Bounded, NotApplicable, Rules, alternatives, forward, judge, vjp
 from spec_tests.oracle.plan import plan
+from spec_tests.subjects import load_subject
 from spec_tests.subjects.base import Array, Crashed, Refused, Subject
 
 SECONDS = 10.0
@@ -71,18 +73,20 @@ class Diagnosis:
         wrong: how many of the tensors break the specification, of `total`.
         explanations: what explains all of them and cannot be told apart; empty if nothing does.
         runner_up: the best of what does not.
-        where: what all wrong examples, and no right ones, have in common.
+        where: if nothing does, what the wrong examples have in common and the first layer at which one goes wrong.
+        errors: calls that failed, of which no rule says anything.
     """
 
     wrong: int
     total: int
     explanations: tuple[Explanation, ...] = ()
     runner_up: Explanation | None = None
-    where: tuple[str, ...] = field(default=())
+    where: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()
 
     @property
     def healthy(self) -> bool:
-        return self.wrong == 0
+        return self.wrong == 0 and not self.errors
 
     @property
     def certain(self) -> bool:
@@ -93,21 +97,26 @@ class Diagnosis:
         if self.healthy:
             return []
         total = f"{self.total} outputs, gradients and statistics"
-        found = []
+        found = [f"{len(self.errors)} kinds of calls failed, such as: {self.errors[0]}"] if self.errors else []
+        if not self.wrong:
+            return [*found, f"All of {total} that came are right."]
         if self.certain:
             found.append(f"It behaves exactly like {self.explanations[0].sentence()}.")
         elif self.explanations:
             found.append("It behaves exactly like one of these, which the examples do not tell apart:")
             found += [f"- {explanation.sentence()}" for explanation in self.explanations]
         if self.explanations:
-            found.append(f"Every one of {total} lies within the bounds of that, {self.wrong} outside those of the specification.")
+            inside = f"Every one of {total} lies within its bounds"
+            found.append(f"{inside}, {self.wrong} outside those of the specification.")
             if self.runner_up is not None:
-                found.append(f"The next best explanation, {self.runner_up.sentence()}, accounts for {self.runner_up.inside}.")
+                found.append(
+                    f"The next best explanation, {self.runner_up.sentence()}, accounts for {self.runner_up.inside}."
+                )
             return found
         found.append(f"No known mistake, and no pair of them, explains the {self.wrong} of {total} that are wrong.")
         if self.runner_up is not None and self.runner_up.inside > self.total - self.wrong:
             found.append(f"The nearest, {self.runner_up.sentence()}, accounts for {self.runner_up.inside}.")
-        return found + [f"{line}." for line in self.where]
+        return [*found, *self.where]
 
 
 def _sentence(name: str, value: Any) -> str:
@@ -126,6 +135,7 @@ _SHAPES: tuple[dict[str, Any], ...] = (
     {"in_planes": 3, "out_planes": 3, "kernel_size": (1, 3), "padding": (0, 1), "stride": (2, 3)},
     {"in_planes": 3, "out_planes": 2, "kernel_size": (3, 1), "padding": (1, 0), "output_size": (5, 4)},
 )
+_SIZES = ((3, 4, 6), (2, 5, 4), (3, 6, 5), (1, 4, 6), (2, 3, 3))
 _KINDS = (("near_eps", "near_eps"), ("distinct", "normal"))
 
 
@@ -138,7 +148,8 @@ def examples(subject: Subject, start: int = 0) -> Iterator[Numeric]:
         config = BlockConfig.of(**_SHAPES[(number + turn) % len(_SHAPES)], **names)
         state_kind, input_kind = _KINDS[(number + turn) % 2]
         training = subject.modes[(number // 2 + turn) % len(subject.modes)]
-        numeric = Numeric(config, (3, config.in_planes, 4, 6), state_kind, input_kind, number, training)
+        size = _SIZES[number % len(_SIZES)]
+        numeric = Numeric(config, (size[0], config.in_planes, *size[1:]), state_kind, input_kind, number, training)
         if config.takes(numeric.shape, training):
             yield numeric
 
@@ -254,8 +265,9 @@ def diagnose(subject: Subject, seconds: float = SECONDS, first: int = 48) -> Dia
     evidence = Evidence(observations, "backward" in subject.features)
     failing = evidence.failing()
     wrong = sum(total - good for good, total in (evidence.inside(i, ()) for i in failing))
+    errors = tuple(dict.fromkeys(observation.error for observation in observations if observation.error))
     if not failing:
-        return Diagnosis(0, sum(evidence.inside(i, ())[1] for i in range(len(observations))))
+        return Diagnosis(0, sum(evidence.inside(i, ())[1] for i in range(len(observations))), errors=errors)
     singles: list[tuple[Change, ...]] = [((name, value),) for name, value, _ in alternatives()]
     sample = _spread(failing, 6)
     ranked = sorted(singles, key=lambda changes: -_gain(evidence, changes, sample))
@@ -269,13 +281,50 @@ def diagnose(subject: Subject, seconds: float = SECONDS, first: int = 48) -> Dia
     failing = evidence.failing()
     totals = [evidence.inside(i, ()) for i in range(len(evidence.observations))]
     wrong = sum(total - good for good, total in totals)
-    where = () if found else tuple(common(evidence, failing))
-    return Diagnosis(wrong, sum(total for _, total in totals), tuple(explanations), runner_up, where)
+    where = [] if found else _where(subject, evidence, failing)
+    return Diagnosis(wrong, sum(total for _, total in totals), tuple(explanations), runner_up, tuple(where), errors)
+
+
+def diagnose_designator(designator: str, timeouts: str, seconds: float) -> Diagnosis:
+    """Diagnose the subject that a designator names, and end it. Raises SubjectError."""
+    subject = load_subject(designator, timeouts)
+    try:
+        with arithmetic(subject.arithmetic):
+            return diagnose(subject, seconds)
+    finally:
+        subject.close()
+
+
+def _where(subject: Subject, evidence: Evidence, failing: Sequence[int]) -> Iterator[str]:
+    observations = evidence.observations
+    numerics = [observation.numeric for observation in observations]
+    yield from isolation.shared([numerics[i] for i in failing], [n for i, n in enumerate(numerics) if i not in failing])
+    wrong: set[str] = set()
+    right: set[str] = set()
+    for i in failing:
+        tensors = observations[i].tensors
+        for name, bounded in predict(numerics[i], SPEC, "dx" in tensors).items():
+            if name in tensors:
+                (right if judge(tensors[name], bounded).ok else wrong).add(name)
+    yield from isolation.kinds(wrong, right)
+    with_buffers = [i for i in failing if numerics[i].config.buffers() and numerics[i].training]
+    between = list(isolation.first_statistics(numerics[with_buffers[0]], wrong, right - wrong)) if with_buffers else []
+    yield from between
+    outputs = [i for i in failing if "y" in wrong and not _right(observations[i])]
+    if outputs and not between:
+        yield from isolation.first_layer(subject, numerics[outputs[0]])
+
+
+def _right(observation: Observation) -> bool:
+    y = observation.tensors.get("y")
+    return y is not None and _within(y, predict(observation.numeric, SPEC, False)["y"])
 
 
 def _gain(evidence: Evidence, changes: tuple[Change, ...], among: Sequence[int]) -> int:
     """How many more tensors the changed rules account for than the specification."""
-    return sum(evidence.inside(i, changes)[0] - evidence.inside(i, ())[0] for i in among if evidence.inside(i, changes)[1])
+    return sum(
+        evidence.inside(i, changes)[0] - evidence.inside(i, ())[0] for i in among if evidence.inside(i, changes)[1]
+    )
 
 
 def _pairs(
@@ -323,43 +372,3 @@ def _differ(numeric: Numeric, found: Sequence[tuple[Change, ...]], gradients: bo
             return True
     first, *others = predictions
     return any(not judge(other[name].value, first[name]).ok for other in others for name in first if name in other)
-
-
-# ---------------------------------------------------------------- where, if nothing explains it
-
-
-def common(evidence: Evidence, failing: Sequence[int]) -> Iterator[str]:
-    """What all failing examples have in common and no other one has, and which tensors are wrong."""
-    observations = evidence.observations
-    errors = sorted({observation.error for observation in observations if observation.error})
-    if errors:
-        yield f"{len(errors)} kinds of calls failed, such as: {errors[0]}"
-    features: dict[str, Callable[[Numeric], Any]] = {
-        **{name: (lambda numeric, name=name: getattr(numeric.config, name)) for name in NAMED_VALUES},
-        "training": lambda numeric: numeric.training,
-        "projection": lambda numeric: numeric.config.projects,
-        "rescaling": lambda numeric: numeric.config.rescales,
-    }
-    for name, value_of in features.items():
-        bad = {value_of(observations[i].numeric) for i in failing}
-        every = {value_of(observation.numeric) for observation in observations}
-        if bad != every:
-            yield f"Wrong only with {name} = {' or '.join(sorted(map(repr, bad)))}"
-    wrong, right = set(), set()
-    for i in failing:
-        expected = predict(observations[i].numeric, SPEC, evidence.gradients and "dx" in observations[i].tensors)
-        for name, bounded in expected.items():
-            if name in observations[i].tensors:
-                (right if judge(observations[i].tensors[name], bounded).ok else wrong).add(_kind(name))
-    if wrong and wrong != wrong | right:
-        yield f"In the wrong examples, {', '.join(sorted(right - wrong))} are right, and only {', '.join(sorted(wrong))} wrong"
-
-
-def _kind(name: str) -> str:
-    if name == "y":
-        return "the output"
-    if name == "dx":
-        return "the gradient of the input"
-    if name.startswith("grad "):
-        return f"gradients of {name[5:].split('.')[0]}"
-    return f"{name.rpartition('.')[2]} of {name.split('.')[0]}"

@@ -29,7 +29,7 @@ def _edited(state: State, names: list[str], make: Callable[[Array], Array]) -> S
     return found
 
 
-def _identity(weight: Array) -> Array:
+def identity_kernel(weight: Array) -> Array:
     """A kernel that passes channel c on to channel c, with its tap at the centre."""
     found = np.zeros_like(weight)
     for channel in range(min(weight.shape[:2])):
@@ -39,13 +39,13 @@ def _identity(weight: Array) -> Array:
 
 def only_conv2(config: BlockConfig, state: State) -> State:
     """`conv1` and `conv3` pass on what they get; a projection gives zeros."""
-    return without_projection(config, _edited(state, _convolutions(config, ("conv1", "conv3")), _identity))
+    return without_projection(config, _edited(state, _convolutions(config, ("conv1", "conv3")), identity_kernel))
 
 
 def only_activations(config: BlockConfig, state: State) -> State:
     """Every convolution of the residual branch passes on what it gets; a projection gives zeros."""
     names = _convolutions(config, ("conv1", "conv2", "conv3"))
-    return without_projection(config, _edited(state, names, _identity))
+    return without_projection(config, _edited(state, names, identity_kernel))
 
 
 def only_shortcut(config: BlockConfig, state: State) -> State:

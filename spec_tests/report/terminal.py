@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -148,15 +149,16 @@ def _summary(verdict: Verdict) -> str:
     return f"conforms: {holding} clauses hold, {verdict.checks().total():,} checks"
 
 
-def show(verdict: Verdict, run: Run, console: Console) -> None:
-    """Print the verdict."""
+def show(verdict: Verdict, run: Run, console: Console, diagnosis: Sequence[str] = ()) -> None:
+    """Print the verdict, and the lines of a diagnosis if there is one."""
     for line in chapter_lines(verdict):
         console.print(Text(line), soft_wrap=True)
     vacuous, numeric = verdict.vacuous()
     if numeric:
         clause, ratio = verdict.closest()
         share = f"{vacuous:,} of {numeric:,} numeric examples were vacuous ({vacuous / numeric:.1%})"
-        console.print(Text(f"{share}; closest to its bound: clause {clause}, {ratio:.2f} of it"), soft_wrap=True)
+        closest = f"; closest to its bound: clause {clause}, {ratio:.2f} of it" if clause else ""
+        console.print(Text(share + closest), soft_wrap=True)
     held, graded = verdict.strict()
     if graded:
         grade = "strict" if held == graded else "lenient"
@@ -173,6 +175,11 @@ def show(verdict: Verdict, run: Run, console: Console) -> None:
         first = outcomes[0]
         if first.failure:
             _show_failure(console, title, first.failure, len(outcomes) - 1, run.replay(clause, first.request))
+    if diagnosis:
+        console.print()
+        console.print(Text("DIAGNOSIS", "bold cyan"))
+        for line in diagnosis:
+            console.print(Text(f"    {line}"), soft_wrap=True)
     told: set[Failure] = set()
     for outcome in verdict.errors():
         if outcome.failure and outcome.failure not in told:

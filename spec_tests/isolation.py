@@ -1,0 +1,96 @@
+"""Where a subject goes wrong, if no known mistake explains it: what its wrong examples share, and the first layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from spec_tests.config import Layer
+from spec_tests.laws import identity_kernel, only_shortcut
+from spec_tests.numeric import Numeric
+from spec_tests.oracle import judge
+from spec_tests.subjects.base import Array, Crashed, Refused, Subject
+
+FEATURES: dict[str, Callable[[Numeric], Any]] = {
+    "normalizer": lambda numeric: numeric.config.normalizer,
+    "activator": lambda numeric: numeric.config.activator,
+    "layer_order": lambda numeric: numeric.config.layer_order,
+    "scaler": lambda numeric: numeric.config.scaler,
+    "training": lambda numeric: numeric.training,
+    "a projection": lambda numeric: numeric.config.projects,
+    "a change of size": lambda numeric: numeric.config.rescales,
+    "a batch of": lambda numeric: numeric.shape[0],
+}
+
+
+def shared(wrong: Sequence[Numeric], right: Sequence[Numeric]) -> Iterator[str]:
+    """What wrong examples have in common and not all examples have."""
+    for name, value_of in FEATURES.items():
+        bad = {value_of(numeric) for numeric in wrong}
+        if bad != bad | {value_of(numeric) for numeric in right}:
+            yield f"Wrong only with {name} = {' or '.join(sorted(map(repr, bad)))}."
+
+
+def kinds(wrong: set[str], right: set[str]) -> Iterator[str]:
+    """Which kinds of tensors are wrong in the wrong examples, if some are right in all of them."""
+    bad, good = {_kind(name) for name in wrong}, {_kind(name) for name in right}
+    if good - bad:
+        yield f"In the wrong examples, only these are wrong: {', '.join(sorted(bad))}."
+
+
+def first_statistics(numeric: Numeric, wrong: set[str], right: set[str]) -> Iterator[str]:
+    """Between which norms an error enters, from the running statistics, which show what each norm got."""
+    norms = [layer.name for layer in numeric.config.layers() if layer.kind == "norm" and layer.branch != "in_node"]
+    bad = [norm for norm in norms if f"{norm}.running_mean" in wrong or f"{norm}.running_var" in wrong]
+    if bad and bad[0] != norms[0] and f"{norms[0]}.running_mean" in right:
+        before = norms[norms.index(bad[0]) - 1]
+        yield f"The error enters between {before}, whose running statistics are right, and {bad[0]}, whose are wrong."
+
+
+def _kind(name: str) -> str:
+    if name in ("y", "dx"):
+        return {"y": "the output", "dx": "the gradient of the input"}[name]
+    if name.startswith("grad "):
+        return f"the gradients of {name[5:].partition('.')[0]}"
+    return f"{name.rpartition('.')[2]} of {name.partition('.')[0]}"
+
+
+def first_layer(subject: Subject, numeric: Numeric) -> Iterator[str]:
+    """The first layer at which the output of an example leaves its bound.
+
+    All layers behind one are made to pass on what they get (convolutions by a kernel with a single 1, slopes by 1,
+    scales by 1 and shifts by 0), then those behind the next one, and so on.
+    """
+    if _leaves(subject, numeric, only_shortcut(numeric.config, numeric.state())):
+        yield "It leaves the bound in the shortcut: with the last convolution's weights 0, the output is still wrong."
+    layers = [layer for layer in numeric.config.layers() if layer.branch != "in_node"]
+    for index, layer in enumerate(layers):
+        if _leaves(subject, numeric, _passing_on(numeric, layers[index + 1 :])):
+            if index == 0:
+                # Then it may be any of those behind, which pass on what they get and still run.
+                yield "It leaves the bound even where every convolution and slope passes on what it gets."
+                return
+            yield f"The first layer of the residual branch at which it leaves the bound: {layer.name} ({layer.kind})."
+            return
+
+
+def _passing_on(numeric: Numeric, behind: Sequence[Layer]) -> dict[str, Array]:
+    state = numeric.state()
+    for layer in behind:
+        for tensor, value in (("weight", 1.0), ("bias", 0.0)):
+            name = f"{layer.name}.{tensor}"
+            if name in state and layer.kind == "conv" and tensor == "weight":
+                state[name] = identity_kernel(state[name])
+            elif name in state:
+                state[name] = np.full_like(state[name], value)
+    return state
+
+
+def _leaves(subject: Subject, numeric: Numeric, state: dict[str, Array]) -> bool:
+    try:
+        y = numeric.built(subject, state).forward(numeric.x(), numeric.training)
+    except (Refused, Crashed):
+        return True
+    return not judge(y, numeric.expected(state).y).ok
