@@ -157,7 +157,7 @@ def test_extreme_sizes_of_channels(subject: Subject, seed: int) -> None:
     for planes in ((1, 1), (1, 17), (33, 2)):
         normalizer = NAMED_VALUES["normalizer"][int(rng.integers(4))]
         config = BlockConfig.of(*planes, normalizer=normalizer, activator="prelu", stride=(1, 2))
-        judge(subject, "4.1", Numeric(config, (1, planes[0], 3, 4), seed=seed))
+        judge(subject, "4.1", Numeric(config, (1, planes[0], 3, 4), seed=seed, training=subject.modes[0]))
 
 
 def judge_vector(subject: Subject, clause: str, vector: Vector) -> None:
