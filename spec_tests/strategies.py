@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from math import prod
@@ -19,6 +21,29 @@ class Axis(NamedTuple):
     padding: int
     stride: int
     length: int
+
+
+class Sizes(NamedTuple):
+    """The largest of what `cases` draws."""
+
+    kernel: int = 5
+    stride: int = 3
+    length: int = 7
+    planes: int = 5
+    batch: int = 4
+
+
+# Every new shape costs a subject that compiles a compilation of each of its layers: it gets fewer of them.
+FEW_SHAPES = Sizes(kernel=3, stride=2, length=4, planes=3, batch=2)
+_SIZES = [Sizes()]
+
+
+@contextmanager
+def sizes(chosen: Sizes) -> Iterator[None]:
+    """Draw cases of these sizes, as long as it lasts."""
+    before, _SIZES[0] = _SIZES[0], chosen
+    yield
+    _SIZES[0] = before
 
 
 class Case(NamedTuple):
@@ -70,15 +95,16 @@ def geometries(draw: st.DrawFn) -> dict[str, Any]:
 @st.composite
 def cases(draw: st.DrawFn, /, scaler: str, *, max_batch: int = 3, min_elements: int = 2, **named: str) -> Case:
     """A block and an input that it takes in both modes."""
-    batch = draw(st.integers(1, max_batch))
-    axes = agreeing_axes(scaler)
+    largest = _SIZES[0]
+    batch = draw(st.integers(1, min(max_batch, largest.batch)))
+    axes = agreeing_axes(scaler, largest.kernel, largest.stride, largest.length)
     first, second = draw(st.sampled_from(axes)), draw(st.sampled_from(axes))
     output_size = None
     if draw(st.booleans()):
         output_size = (draw(st.integers(1, 8)), draw(st.integers(1, 8)))
     config = BlockConfig.of(
-        draw(planes()),
-        draw(planes()),
+        draw(planes(largest.planes)),
+        draw(planes(largest.planes)),
         kernel_size=(first.kernel, second.kernel),
         stride=(first.stride, second.stride),
         padding=(first.padding, second.padding),
