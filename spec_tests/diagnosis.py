@@ -25,8 +25,8 @@ from spec_tests.subjects import load_subject
 from spec_tests.subjects.base import Array, Crashed, Refused, Subject
 
 SECONDS = 10.0
-# How many of the likeliest rules are looked at closely, and how many are paired.
-CLOSELY, PAIRED = 12, 20
+# How many of the likeliest rules may be the next best, and how many ranks behind a pair others are tried.
+CLOSELY, PAIRED = 12, 10
 MORE_EXAMPLES = 48
 
 # Rules that `plan` does not turn into steps.
@@ -334,13 +334,16 @@ def _pairs(
     wider = _spread(failing, 16)
     gains = {changes: max((_gain(evidence, changes, [i]) for i in wider), default=0) for changes in ranked}
     useful = [changes for changes in sorted(ranked, key=lambda c: -gains[c]) if gains[changes] > 0]
-    found = []
+    found: list[tuple[Change, ...]] = []
+    last = len(useful)
     for one, two in sorted(combinations(range(len(useful)), 2), key=sum):
-        if monotonic() > deadline:
+        # Behind the first pair, only those that looked about as likely are tried.
+        if monotonic() > deadline or one + two > 2 * last:
             break
         pair = useful[one] + useful[two]
         if pair[0][0] != pair[1][0] and evidence.explains(pair):
             found.append(pair)
+            last = min(last, (one + two) // 2 + PAIRED // 2)
             if len(found) == 4:
                 break
     return found

@@ -1,0 +1,121 @@
+"""The right mistake is named, never a wrong one, and nothing of a subject of which nothing is wrong."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from spec_tests.diagnosis import diagnose
+from spec_tests.meta.processes import REFERENCE, mdnc_spec
+from spec_tests.meta.rule_subject import RuleBlock, RuleSubject
+from spec_tests.oracle import SPEC, alternatives
+from spec_tests.subjects.base import Array, Crashed
+
+SAMPLE = list(alternatives())[::11]
+# Long enough for any machine: what is tested does not depend on the time that it takes.
+SECONDS = 600.0
+
+
+def test_of_a_right_subject_nothing_is_said() -> None:
+    found = diagnose(RuleSubject(SPEC), SECONDS, first=16)
+    assert found.healthy
+    assert found.lines() == []
+    assert found.total > 100
+
+
+# One of eleven; `tools/kill_matrix.py --diagnosis` goes through all of them, as torch blocks and as ports.
+@pytest.mark.parametrize(
+    ("name", "value", "rules"), ALTERNATIVES[::11], ids=[f"{n}={v}" for n, v, _ in ALTERNATIVES[::11]]
+)
+def test_a_wrong_rule_is_named(name: str, value: Any, rules: Any) -> None:
+    found = diagnose(RuleSubject(rules), SECONDS)
+    assert [explanation.changes for explanation in found.explanations] == [((name, value),)]
+    assert found.certain
+    assert f"{name} = {value!r}" in found.lines()[0]
+    assert found.explanations[0].complete
+    assert 0 < found.wrong <= found.total
+    assert found.runner_up is None or found.runner_up.inside < found.total
+
+
+@pytest.mark.parametrize(
+    "changes", [{"eps": 1e-3, "momentum": 0.01}, {"slope_gradient": "batch_mean", "interpolation": "half_pixel"}]
+)
+def test_two_wrong_rules_are_named(changes: dict[str, Any]) -> None:
+    found = diagnose(RuleSubject(replace(SPEC, **changes)), SECONDS)
+    assert [dict(explanation.changes) for explanation in found.explanations] == [changes]
+
+
+class Odd(RuleBlock):
+    """Wrong in a way that no rule has: a thousandth too much, in batches of three."""
+
+    def forward(self, x: Array, training: bool | None = None) -> Array:
+        y = super().forward(x, training)
+        return y * np.float32(1.001) if len(x) == 3 else y
+
+
+class OddSubject(RuleSubject):
+    block: type[RuleBlock] = Odd
+
+    def build(self, *arguments: Any, **named: Any) -> RuleBlock:
+        right = super().build(*arguments, **named)
+        return self.block(right.config, right.rules)
+
+
+def test_what_no_rule_explains_is_described() -> None:
+    found = diagnose(OddSubject(SPEC), SECONDS)
+    assert found.explanations == ()
+    text = "\n".join(found.lines())
+    assert "No known mistake" in text
+    assert "Wrong only with a batch of = 3." in text
+    assert "behaves exactly like" not in text
+
+
+class Crashing(RuleBlock):
+    def backward(self, *_: Any, **__: Any) -> Any:
+        raise Crashed("boom", "a call")
+
+
+def test_calls_that_fail_are_told() -> None:
+    subject = OddSubject(SPEC)
+    subject.block = Crashing
+    found = diagnose(subject, SECONDS, first=8)
+    assert not found.healthy
+    assert "boom" in found.lines()[0]
+    assert "behaves exactly like" not in "\n".join(found.lines())
+
+
+def test_the_command(tmp_path: Path) -> None:
+    right = mdnc_spec("diagnose", "--subject", REFERENCE, cwd=tmp_path)
+    assert right.status == 0
+    assert right.out.startswith("nothing is wrong with ")
+    (tmp_path / "blocks.py").write_text(
+        "import mdnc\n"
+        "class Eps(mdnc.modules.resnet.BlockBottleneck2d):\n"
+        "    def __init__(self, *arguments, **named):\n"
+        "        super().__init__(*arguments, **named)\n"
+        "        for layer in self.modules():\n"
+        "            if hasattr(layer, 'eps'):\n"
+        "                layer.eps = 1e-3\n",
+        encoding="utf-8",
+    )
+    wrong = mdnc_spec("diagnose", "--subject", "py:blocks:Eps", cwd=tmp_path)
+    assert wrong.status == 1
+    sentence = "It behaves exactly like eps = 0.001 instead of 1e-05 (ε of every norm; Keras's default), clause 4.5."
+    assert sentence in wrong.out
+    run = ("run", "--subject", "py:blocks:Eps", "--clause", "4.5", "--profile", "smoke")
+    ended = mdnc_spec(*run, cwd=tmp_path)
+    assert ended.status == 1
+    assert "DIAGNOSIS" in ended.out
+    assert sentence in ended.out
+    assert "DIAGNOSIS" not in mdnc_spec(*run, "--no-diagnosis", cwd=tmp_path).out
+
+
+@pytest.mark.parametrize("seconds", ["0", "soon", "nan"])
+def test_wrong_seconds_are_refused(tmp_path: Path, seconds: str) -> None:
+    ended = mdnc_spec("diagnose", "--subject", REFERENCE, "--seconds", seconds, cwd=tmp_path)
+    assert ended.status == 3
+    assert repr(seconds) in ended.err
