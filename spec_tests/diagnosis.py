@@ -371,7 +371,7 @@ def _differ(numeric: Numeric, found: Sequence[tuple[Change, ...]], gradients: bo
     for changes in found:
         try:
             predictions.append(predict(numeric, replace(SPEC, **dict(changes)), gradients))
-        except NotApplicable:
+        except NotApplicable:  # noqa: PERF203
             return True
     first, *others = predictions
     return any(not judge(other[name].value, first[name]).ok for other in others for name in first if name in other)

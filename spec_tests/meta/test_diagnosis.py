@@ -28,9 +28,7 @@ def test_of_a_right_subject_nothing_is_said() -> None:
 
 
 # One of eleven; `tools/kill_matrix.py --diagnosis` goes through all of them, as torch blocks and as ports.
-@pytest.mark.parametrize(
-    ("name", "value", "rules"), ALTERNATIVES[::11], ids=[f"{n}={v}" for n, v, _ in ALTERNATIVES[::11]]
-)
+@pytest.mark.parametrize(("name", "value", "rules"), SAMPLE, ids=[f"{name}={value}" for name, value, _ in SAMPLE])
 def test_a_wrong_rule_is_named(name: str, value: Any, rules: Any) -> None:
     found = diagnose(RuleSubject(rules), SECONDS)
     assert [explanation.changes for explanation in found.explanations] == [((name, value),)]
