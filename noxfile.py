@@ -44,6 +44,8 @@ def types(session: nox.Session) -> None:
     """Check the types of the sources with mypy, strictly."""
     install(session, "types", "tests")
     session.run("mypy", "-p", "mdnc", "-p", "spec_tests")
+    ports = sorted((ROOT / "spec_tests" / "ports" / "python").glob("*.py"))
+    session.run("mypy", "--explicit-package-bases", *map(str, ports), env={"MYPYPATH": str(ports[0].parent)})
     session.run(
         "mypy",
         "--explicit-package-bases",
@@ -111,6 +113,20 @@ def oracle(session: nox.Session) -> None:
     install(session)
     session.run("python", "tools/soundness.py", *session.posargs)
     session.run("python", "tools/power.py")
+
+
+@nox.session(default=False)
+def shape_law(session: nox.Session) -> None:
+    """Prove the shape law for all sizes with torch.export and z3 (minutes; arguments go to tools/shape_law.py)."""
+    install(session, "tests")
+    session.run("python", "tools/shape_law.py", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session(default=False)
+def ports(session: nox.Session) -> None:
+    """Build and judge the ports, print the matrix port x chapter (names of ports choose; others go to tools/ports.py)."""
+    install(session, "ports")
+    session.run("python", "tools/ports.py", *session.posargs, env=ONE_THREAD)
 
 
 @nox.session(default=False)

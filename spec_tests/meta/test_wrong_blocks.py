@@ -9,7 +9,7 @@ import pytest
 
 from spec_tests.meta.processes import Ended, mdnc_spec, mdnc_spec_many
 
-MODULES = {chapter: f"spec_tests.meta.{'wrong_blocks' if chapter < '4' else 'wrong_states'}" for chapter in "12378"}
+MODULES = {chapter: f"spec_tests.meta.{'wrong_blocks' if chapter < '6' else 'wrong_states'}" for chapter in "123578"}
 # The clause that must notice.
 EXPECTED = {
     "StrideTwo": "1.1",
@@ -41,6 +41,7 @@ EXPECTED = {
     "OneElementNormalized": "3.11",
     "BatchOfOneTaken": "3.12",
     "RefusedTooLate": "3.13",
+    "AddedInPlace": "5.9",
     "BuffersNotPersistent": "7.1",
     "FrozenSlope": "7.2",
     "Float64Counter": "7.3",
