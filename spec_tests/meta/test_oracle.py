@@ -360,3 +360,25 @@ def test_a_nan_that_is_swallowed_is_caught() -> None:
     assert not verdict.ok
     assert verdict.first is not None
     assert np.isnan(verdict.first.value)
+
+
+def test_a_scale_that_vanishes_in_the_affine_form() -> None:
+    """x (g r) + (b - mu g r) is an admitted form, in which a small g r may be flushed to zero."""
+    config = BlockConfig.of(1, 1, kernel_size=1, padding=0, normalizer="batch", activator="null", layer_order="old")
+    state = {name: np.ones(shape, np.float32) for name, shape in config.state().items()}
+    last = "conv3.1"
+    state[f"{last}.weight"][:] = 2.0**-118
+    state[f"{last}.bias"][:] = 0
+    state[f"{last}.running_mean"][:] = 0
+    state[f"{last}.running_var"][:] = 2.0**24
+    for name in ("conv1.1", "conv2.1"):
+        state[f"{name}.running_mean"][:], state[f"{name}.bias"][:] = 0, 0
+    x = np.full((1, 1, 1, 2), 2.0**-100, np.float32)
+    x[..., 1] = 2.0**20
+    run = forward(config, state, x, training=False)
+    entered = run.residual[-1].x
+    r = 1 / np.sqrt(2.0**24 + 1e-5)
+    assert 2.0**-118 * r < np.finfo(np.float32).tiny
+    assert (entered.value[..., 1] > 2.0**19).all()
+    # So 0 is an admitted output of the norm.
+    assert (np.abs(run.residual[-1].y.value) <= run.residual[-1].y.bound).all()

@@ -136,7 +136,8 @@ def normalize(
     c = arith.gamma(3) + arith.storage
     value, bound = hat, hat_bound + c * (np.abs(hat) + hat_bound)
     if g is not None:
-        value, bound = g * value, np.abs(g) * bound
+        # In the form x (g r) + (b - mu g r), the product g r may be flushed to zero.
+        value, bound = g * value, np.abs(g) * bound + arith.tiny * reach
     if b is not None:
         value, bound = value + b, bound + c * np.abs(b)
     return arith.stored(value, bound), saved
@@ -184,7 +185,7 @@ def normalize_vjp(
     dx = inverse * core
     bound = steepest * (core_bound + arith.gamma(10) * terms) + saved.inverse_bound * np.abs(core)
     if g is not None:
-        dx, bound = g * dx, np.abs(g) * bound
+        dx, bound = g * dx, np.abs(g) * bound + arith.tiny * (np.abs(core) + core_bound + terms)
     return arith.stored(dx, bound * (1 + arith.gamma(2)))
 
 
