@@ -363,7 +363,7 @@ def test_a_nan_that_is_swallowed_is_caught() -> None:
 
 
 def test_a_scale_that_vanishes_in_the_affine_form() -> None:
-    """x (g r) + (b - mu g r) is an admitted form, in which a small g r may be flushed to zero."""
+    """The form x (g r) + (b - mu g r) is admitted; in it a small g r may be flushed to zero."""
     config = BlockConfig.of(1, 1, kernel_size=1, padding=0, normalizer="batch", activator="null", layer_order="old")
     state = {name: np.ones(shape, np.float32) for name, shape in config.state().items()}
     last = "conv3.1"
