@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import NoReturn
 
-from spec_tests import __version__
+from spec_tests import __version__, known_failures
 from spec_tests.clauses import all_chapters, all_clauses, select
 from spec_tests.verdict import BROKEN, CONFORMS, INTERRUPTED, NOT_JUDGED, Verdict
 
@@ -144,6 +144,20 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="do not look for the known mistake that explains a failing subject (at most 10 s)",
     )
+    known = run.add_mutually_exclusive_group()
+    known.add_argument(
+        "--known-failures",
+        type=known_failures.argument,
+        metavar="FILE",
+        help="failures that are known, a line each: test id | clause | outcome | message prefix | link; the run fails "
+        "if it differs from them in any way",
+    )
+    known.add_argument(
+        "--write-known-failures",
+        type=known_failures.target,
+        metavar="FILE",
+        help="write such a file, in which the links are yours to fill in; those that FILE has are kept",
+    )
     run.add_argument("-n", dest="workers", type=_workers, default=1, metavar="WORKERS", help="processes to use (1)")
     why = commands.add_parser(
         "diagnose",
@@ -256,13 +270,19 @@ def _judge(options: argparse.Namespace) -> int:
     known = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
     if ended not in known and not (verdict.interrupted or verdict.stopped or verdict.troubles):
         verdict.troubles.append(f"pytest ended with {ended!r}")
-    diagnosis = [] if options.no_diagnosis else _explained(options, verdict)
+    entries = options.known_failures
+    compared = known_failures.compare(entries, verdict) if entries is not None else None
+    all_known = compared is not None and not compared.differences
+    diagnosis = [] if options.no_diagnosis or all_known else _explained(options, verdict)
     try:
-        show(verdict, run, console, diagnosis)
+        show(verdict, run, console, diagnosis, compared)
+        if options.write_known_failures:
+            told = known_failures.update(options.write_known_failures, verdict)
+            console.print(told, markup=False, soft_wrap=True)
     except (BrokenPipeError, SystemExit):
         # rich leaves with 1 where the reader of a pipe went away; the status is to be that of the verdict.
         _drop_output()
-    return verdict.exit_status()
+    return compared.status(verdict) if compared is not None else verdict.exit_status()
 
 
 def _one_thread() -> None:

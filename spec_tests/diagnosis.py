@@ -28,6 +28,7 @@ SECONDS = 10.0
 # How many of the likeliest rules may be the next best, and how many ranks behind a pair others are tried.
 CLOSELY, PAIRED = 12, 10
 MORE_EXAMPLES = 48
+FEWEST = 8
 
 # Rules that `plan` does not turn into steps.
 OUTSIDE_THE_PLAN = {"residual_weight", "shortcut_weight", "parameter_gradient", "shortcut_gradient"}
@@ -261,7 +262,12 @@ def diagnose(subject: Subject, seconds: float = SECONDS, first: int = 48) -> Dia
     """Find what explains a subject, in about `seconds`; `first` examples are looked at before any others."""
     deadline = monotonic() + seconds
     numerics = examples(subject)
-    observations = [observe(subject, numeric) for numeric in islice(numerics, first)]
+    observations = []
+    for numeric in islice(numerics, first):
+        observations.append(observe(subject, numeric))
+        # A slow subject is asked for less, and at least for a few examples.
+        if monotonic() > deadline - seconds / 2 and len(observations) >= FEWEST:
+            break
     evidence = Evidence(observations, "backward" in subject.features)
     failing = evidence.failing()
     wrong = sum(total - good for good, total in (evidence.inside(i, ()) for i in failing))

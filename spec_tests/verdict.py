@@ -123,9 +123,11 @@ class Verdict:
 
         ``"open"`` means that no test exists yet; ``"deselected"`` that the run left it out;
         ``"unreached"`` that its tests passed without checking it, which is an error of the suite;
-        ``"unsupported"`` that all of its tests need what the subject does not offer.
+        ``"unsupported"`` that all of its tests need what the subject does not offer; ``"vacuous"`` that the
+        bounds of its arithmetic are so wide that no example said anything.
         """
         broken = {o.failure.clause for o in self.failures() if o.failure}
+        vacuous = {c for o in self.outcomes for c in o.vacuous}
         unsure = {c for o in self.errors() for c in o.clauses}
         unsupported = {c for clauses in self.unsupported().values() for c in clauses}
         inapplicable = {c for o in self.outcomes for c in o.inapplicable}
@@ -150,6 +152,8 @@ class Verdict:
                 status[clause] = "unsure"
             elif reached[clause]:
                 status[clause] = "passed"
+            elif clause in vacuous:
+                status[clause] = "vacuous"
             else:
                 status[clause] = "interrupted" if self.interrupted or self.stopped else "unreached"
         return status
@@ -175,4 +179,4 @@ class Verdict:
         judged = any(o.status in ("passed", "failed") for o in self.outcomes)
         if self.troubles or statuses & {"errored", "unreached"} or not judged:
             return NOT_JUDGED
-        return PARTIAL if self.unsupported() else CONFORMS
+        return PARTIAL if self.unsupported() or "vacuous" in statuses else CONFORMS

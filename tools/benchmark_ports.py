@@ -24,9 +24,9 @@ from spec_tests.enumeration import named_values
 from spec_tests.numeric import Numeric, named
 from spec_tests.oracle import judge, vjp
 from spec_tests.strategies import agreeing_axes
+from spec_tests.subjects.port_block import texts
 from spec_tests.subjects.process import Timeouts
-from spec_tests.subjects.stdio import ARGUMENTS, StdioSubject
-from spec_tests.subjects.wire import argument_text
+from spec_tests.subjects.stdio import StdioSubject
 
 PORT = Path(__file__).resolve().parents[1] / "spec_tests" / "ports" / "python" / "numpy_port.py"
 BAR = 1.5
@@ -62,11 +62,7 @@ def in_process() -> Call:
     layers, numpy_port, protocol = map(importlib.import_module, ("layers", "numpy_port", "protocol"))
 
     def call(numeric: Numeric, backward: bool) -> object:
-        texts = {
-            f"cfg.{name}": argument_text(numeric.config.arguments()[name], NAMED_VALUES.get(name, ()))
-            for name in ARGUMENTS
-        }
-        block = layers.Block.parse(texts)
+        block = layers.Block.parse(texts(numeric.config.arguments()))
         state = numeric.state()
         params = {name: state[name] for name in block.parameters}
         buffers = {name: state[name] for name in block.buffers}

@@ -141,7 +141,17 @@ def test_no_module_is_long(file: Path) -> None:
     assert len(file.read_text(encoding="utf-8").splitlines()) <= LINES
 
 
-@pytest.mark.parametrize("file", [p for p in sources("spec_tests") if "meta" not in p.parts], ids=name_of)
+PORTS = [p for p in sources("spec_tests") if {"ports", "skeletons"} & {*p.parts}]
+
+
+@pytest.mark.parametrize("file", PORTS, ids=name_of)
+def test_a_port_imports_nothing_of_ours(file: Path) -> None:
+    assert not [m for m in imports(file) if within(m, {"spec_tests", "mdnc", "tools", "golden"})]
+
+
+@pytest.mark.parametrize(
+    "file", [p for p in sources("spec_tests") if "meta" not in p.parts and p not in PORTS], ids=name_of
+)
 def test_no_assert(file: Path) -> None:
     """Not rewritten, or under `python -O`, an assert is a check that cannot fail."""
     asserts = [n.lineno for n in ast.walk(ast.parse(file.read_bytes())) if isinstance(n, ast.Assert)]

@@ -5,6 +5,7 @@ The suite judges a port in full; this is the quick check of those that are its e
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -43,9 +44,24 @@ def built_c(folder: Path) -> list[str]:
     return [str(folder / "port")]
 
 
+def python(name: str, *modules: str) -> Command:
+    """A port in Python that needs these modules."""
+
+    def command(_: Path) -> list[str]:
+        missing = [module for module in modules if importlib.util.find_spec(module) is None]
+        if missing:
+            pytest.skip(f"the {name} port needs {', '.join(missing)}")
+        return [sys.executable, str(PORTS / "python" / f"{name}_port.py")]
+
+    return command
+
+
 COMMANDS: dict[str, Command] = {
-    "numpy": lambda _: [sys.executable, str(PORTS / "python" / "numpy_port.py")],
+    "numpy": python("numpy"),
     "c": built_c,
+    "jax": python("jax", "jax", "flax", "ml_dtypes"),
+    "keras": python("keras", "keras", "jax"),
+    "onnxruntime": python("onnxruntime", "onnx", "onnxruntime"),
 }
 
 

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from spec_tests.clauses import all_chapters, all_clauses
+from spec_tests.known_failures import CONDUCT, Compared
 from spec_tests.verdict import BROKEN, CONFORMS, INTERRUPTED, NOT_JUDGED, PARTIAL, Failure, TestOutcome, Verdict
 
 _TROUBLE = {
@@ -21,6 +22,7 @@ _TROUBLE = {
     "unreached": "not judged",
     "unsure": "not judged for a failure before them",
     "unsupported": "unsupported",
+    "vacuous": "of which no example says anything",
     "inapplicable": "not of this kind of subject",
     "interrupted": "not reached",
     "open": "without a test yet",
@@ -144,13 +146,16 @@ def _summary(verdict: Verdict) -> str:
     if status == NOT_JUDGED:
         return "could not be judged"
     if status == PARTIAL:
-        lacks = ", ".join(verdict.unsupported())
+        lacks = ", ".join(verdict.unsupported()) or "an arithmetic fine enough"
         return f"partial: {holding} clauses hold, {len(verdict.lost())} could not be judged; not offered: {lacks}"
     return f"conforms: {holding} clauses hold, {verdict.checks().total():,} checks"
 
 
-def show(verdict: Verdict, run: Run, console: Console, diagnosis: Sequence[str] = ()) -> None:
-    """Print the verdict, and the lines of a diagnosis if there is one."""
+def show(
+    verdict: Verdict, run: Run, console: Console, diagnosis: Sequence[str] = (), known: Compared | None = None
+) -> None:
+    """Print the verdict, the lines of a diagnosis if there is one, and what a file of known failures makes of it."""
+    expected = known.expected if known is not None else {}
     for line in chapter_lines(verdict):
         console.print(Text(line), soft_wrap=True)
     vacuous, numeric = verdict.vacuous()
@@ -166,7 +171,7 @@ def show(verdict: Verdict, run: Run, console: Console, diagnosis: Sequence[str] 
         console.print(Text(told_grade), soft_wrap=True)
     by_clause: dict[str, list[TestOutcome]] = {}
     for outcome in verdict.failures():
-        if outcome.failure:
+        if outcome.failure and outcome.test not in expected:
             by_clause.setdefault(outcome.failure.clause, []).append(outcome)
     for clause, outcomes in by_clause.items():
         level = all_clauses()[clause].level
@@ -182,7 +187,7 @@ def show(verdict: Verdict, run: Run, console: Console, diagnosis: Sequence[str] 
             console.print(Text(f"    {line}"), soft_wrap=True)
     told: set[Failure] = set()
     for outcome in verdict.errors():
-        if outcome.failure and outcome.failure not in told:
+        if outcome.failure and outcome.failure not in told and outcome.test not in expected:
             told.add(outcome.failure)
             _show_failure(console, Text("ERROR", "bold magenta"), outcome.failure, 0, "")
     for trouble in verdict.troubles:
@@ -190,7 +195,7 @@ def show(verdict: Verdict, run: Run, console: Console, diagnosis: Sequence[str] 
     unreached = [c for c, s in verdict.clause_status().items() if s == "unreached"]
     if unreached:
         console.print(Text(f"ERROR no check was reached for clauses {', '.join(unreached)}", "magenta"), soft_wrap=True)
-    for complaint in verdict.conduct:
+    for complaint in verdict.conduct if CONDUCT not in expected else ():
         console.print(Text(f"FAILED conduct (PROTOCOL.md): {complaint}", "bold red"), soft_wrap=True)
     lost = verdict.lost()
     for feature, clauses in verdict.unsupported().items():
@@ -200,6 +205,13 @@ def show(verdict: Verdict, run: Run, console: Console, diagnosis: Sequence[str] 
         }
         told_parts = "; ".join(f"{words}: {', '.join(found)}" for words, found in parts.items() if found)
         console.print(Text(f"UNSUPPORTED {feature!r}, {told_parts}", "yellow"), soft_wrap=True)
+    for entry in expected.values():
+        text = f"KNOWN {entry.clause} {entry.test}: {entry.message} ({entry.link})"
+        console.print(Text(text, "yellow"), soft_wrap=True)
+    for difference in known.differences if known is not None else ():
+        console.print(Text(f"KNOWN FAILURES {difference}", "bold red"), soft_wrap=True)
     console.print()
-    style = {CONFORMS: "bold green", BROKEN: "bold red"}.get(verdict.exit_status(), "bold yellow")
-    console.print(Text(f"{run.subject} {_summary(verdict)}", style), soft_wrap=True)
+    status = known.status(verdict) if known is not None else verdict.exit_status()
+    style = {CONFORMS: "bold green", BROKEN: "bold red"}.get(status, "bold yellow")
+    summary = (known.summary(verdict) if known is not None else "") or _summary(verdict)
+    console.print(Text(f"{run.subject} {summary}", style), soft_wrap=True)

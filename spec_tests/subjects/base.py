@@ -36,6 +36,14 @@ class Crashed(Exception):
         super().__init__(f"{doing}: {error}")
 
 
+class AtOnce(BaseException):
+    """Ends a test with `error`; no Exception, because Hypothesis would ask the subject again to shrink one."""
+
+    def __init__(self, error: Crashed | SubjectError) -> None:
+        self.error = error
+        super().__init__(str(error))
+
+
 @dataclass(frozen=True)
 class Entry:
     """A parameter or buffer of a block: `role` is ``"parameter"`` or ``"buffer"``."""

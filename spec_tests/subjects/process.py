@@ -16,6 +16,8 @@ from spec_tests.subjects import wire
 STDERR_KEPT = 64 * 1024
 QUOTED = 80
 TERMINATE_SECONDS = 2.0
+# How long nothing may come before a look whether it is still there: something else may hold its output.
+SLICE_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,23 @@ class PortError(Exception):
         super().__init__(message)
 
 
+def shown(text: str, limit: int = 2000) -> str:
+    """What a port wrote, for people: at most `limit` characters, and none that steers a terminal."""
+    cut = text if len(text) <= limit else f"{text[:limit]}…"
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in cut)
+
+
 def _quoted(data: bytes | bytearray) -> str:
     return repr(bytes(data[:QUOTED])) + (f" and {len(data) - QUOTED} bytes more" if len(data) > QUOTED else "")
+
+
+def _how(status: int) -> str:
+    if status >= 0:
+        return f"exited with status {status}"
+    try:
+        return f"was killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"was killed by signal {-status}"
 
 
 class Process:
@@ -75,52 +92,66 @@ class Process:
         for descriptor in (self._in, self._out, self._err):
             os.set_blocking(descriptor, False)
         self._said = bytearray()
+        self._deaf = self._err_ended = False
 
     def stderr(self) -> str:
         """The end of what it wrote to standard error."""
         return bytes(self._said).decode("utf-8", "replace")
 
-    def exchange(self, request: bytes | bytearray, seconds: float, largest: int) -> tuple[wire.Header, bytearray, int]:
-        """Send a request; return header, message and where its body begins.
+    def exchange(
+        self, request: bytes | bytearray, limit: str, seconds: float, largest: int
+    ) -> tuple[wire.Header, bytearray, int]:
+        """Send a request; return header, message and where its body begins. `limit` is the name of the time-out.
 
         Raises:
             PortError: no reply, not in time, or not one of at most `largest` bytes; the process has ended then.
         """
         try:
-            return self._exchange(memoryview(request), time.monotonic() + seconds, seconds, largest)
+            return self._exchange(memoryview(request), limit, seconds, largest)
         except wire.WireError as error:
             raise self._failure("garbage", f"its reply is no message of the protocol: {error}") from error
+        except PortError:
+            raise
+        except BaseException:
+            # Interrupted: what it still answers would be taken for the reply to another request.
+            self.kill()
+            raise
 
     def _exchange(
-        self, request: memoryview, deadline: float, seconds: float, largest: int
+        self, request: memoryview, limit: str, seconds: float, largest: int
     ) -> tuple[wire.Header, bytearray, int]:
         early = self._read(self._out)
         if early:
             raise self._failure("garbage", f"it wrote {_quoted(early)} after its last reply, before it was asked")
+        deadline = time.monotonic() + seconds
         poll = select.poll()
         poll.register(self._out, select.POLLIN)
-        poll.register(self._err, select.POLLIN)
+        if not self._err_ended:
+            poll.register(self._err, select.POLLIN)
         request = self._write(request)
         if request:
             poll.register(self._in, select.POLLOUT)
         received, wanted, header, start = bytearray(), wire.HEAD, None, 0
         while True:
+            if self._deaf:
+                # It cannot have read the request; all that is awaited is how it ends.
+                deadline = min(deadline, time.monotonic() + TERMINATE_SECONDS)
             left = deadline - time.monotonic()
-            events = dict(poll.poll(max(left, 0) * 1000))
-            if not events and left <= 0:
-                got = f"it stopped after {len(received)} bytes, {_quoted(received)}" if received else "nothing came"
-                raise self._failure("late", f"no reply within {seconds:g} s; {got}")
+            events = dict(poll.poll(max(min(left, SLICE_SECONDS), 0) * 1000))
             if self._err in events and self._drain() == b"":
                 poll.unregister(self._err)
             if self._in in events:
                 request = self._write(request)
                 if not request:
                     poll.unregister(self._in)
-            if self._out not in events:
-                continue
-            chunk = self._read(self._out)
+            chunk = self._read(self._out) if self._out in events else None
             if chunk == b"":
                 raise self._failure("ended", self._ending(received))
+            if not events and self._popen.poll() is not None:
+                left_behind = "; a process that it started still holds its standard output"
+                raise self._failure("ended", self._ending(received) + left_behind)
+            if not chunk and left <= 0:
+                raise self._late(received, f"{seconds:g} s (--timeout {limit}=…)")
             received += chunk or b""
             while len(received) >= wanted:
                 if header is not None:
@@ -139,14 +170,23 @@ class Process:
                         text = f"its reply claims {header.body:,} bytes; allowed are {largest:,}"
                         raise self._failure("garbage", text)
                     wanted = start + header.body
+            if left <= 0:
+                raise self._late(received, f"{seconds:g} s (--timeout {limit}=…)")
+
+    def _late(self, received: bytearray, time_out: str) -> PortError:
+        if self._deaf:
+            return self._failure("ended", "it closed its standard input and sent no reply")
+        got = f"it stopped after {len(received)} bytes, {_quoted(received)}" if received else "nothing came"
+        return self._failure("late", f"no reply within {time_out}; {got}")
 
     def _write(self, data: memoryview) -> memoryview:
-        """Write what fits; return the rest. A port that closed its input is found out by its output."""
+        """Write what fits; return the rest. Nothing is left to write for a port that closed its input."""
         try:
             return data[os.write(self._in, data) :]
         except BlockingIOError:
             return data
         except BrokenPipeError:
+            self._deaf = True
             return data[:0]
 
     def _read(self, descriptor: int) -> bytes | None:
@@ -162,70 +202,80 @@ class Process:
         if chunk:
             self._said += chunk
             del self._said[:-STDERR_KEPT]
+        self._err_ended = self._err_ended or chunk == b""
         return chunk
+
+    def _wait(self, seconds: float) -> int | None:
+        """The exit status, once it ended; its standard error is read, which it may be waiting for."""
+        deadline = time.monotonic() + seconds
+        poll = select.poll()
+        if not self._err_ended:
+            poll.register(self._err, select.POLLIN)
+        pause = 0.0005
+        while self._popen.poll() is None and time.monotonic() < deadline:
+            pause = min(2 * pause, 0.02)
+            if poll.poll(pause * 1000) and self._drain() == b"":
+                poll.unregister(self._err)
+        return self._popen.poll()
 
     def _ending(self, received: bytearray) -> str:
         """How it ended, for a process whose output has."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._popen.wait(TERMINATE_SECONDS)
-        status = self._popen.poll()
-        if status is None:
-            how = "it closed its standard output and went on"
-        elif status < 0:
-            how = f"it was killed by {signal.Signals(-status).name}"
-        else:
-            how = f"it exited with status {status}"
-        return how + (f", after {_quoted(received)} of a reply" if received else " instead of a reply")
+        status = self._wait(TERMINATE_SECONDS)
+        how = "closed its standard output and went on" if status is None else _how(status)
+        return f"it {how}" + (f", after {_quoted(received)} of a reply" if received else " instead of a reply")
 
     def _failure(self, kind: str, message: str) -> PortError:
         self.kill()
         return PortError(kind, message)
 
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._popen.pid, number)
+
     def kill(self) -> None:
         """End it and all of its group: SIGTERM, 2 s, SIGKILL, always."""
-        for number, seconds in ((signal.SIGTERM, TERMINATE_SECONDS), (signal.SIGKILL, 60.0)):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._popen.pid, number)
-            deadline = time.monotonic() + seconds
-            # A port may wait for its standard error to be read before it ends.
-            while self._popen.poll() is None and time.monotonic() < deadline:
-                if self._err >= 0 and select.select([self._err], [], [], 0.01)[0] and self._drain() == b"":
-                    with contextlib.suppress(subprocess.TimeoutExpired):
-                        self._popen.wait(max(deadline - time.monotonic(), 0))
-        if self._err >= 0:
+        if self._in < 0:
+            return
+        try:
+            self._signal(signal.SIGTERM)
+            self._wait(TERMINATE_SECONDS)
+        finally:
+            # Its group may outlive it, and a second Ctrl-C must not leave anything behind either.
+            self._signal(signal.SIGKILL)
+            self._wait(60.0)
             self._drain()
-        self._close()
-
-    def _close(self) -> None:
-        self._in = self._out = self._err = -1
-        for stream in (self._popen.stdin, self._popen.stdout, self._popen.stderr):
-            if stream is not None:
-                with contextlib.suppress(OSError):
+            self._in = self._out = self._err = -1
+            for stream in (self._popen.stdin, self._popen.stdout, self._popen.stderr):
+                if stream is not None:
                     stream.close()
 
     def stop(self, request: bytes | bytearray, seconds: float) -> str:
-        """Ask it to stop; return what was wrong with how it did, empty if nothing was."""
-        deadline = time.monotonic() + seconds
+        """Ask it to stop, and end it; return what was wrong with how it stopped, empty if nothing was."""
+        try:
+            return self._stop(request, seconds) if self._in >= 0 else ""
+        finally:
+            self.kill()
+
+    def _stop(self, request: bytes | bytearray, seconds: float) -> str:
+        early = self._read(self._out)
+        if early:
+            return f"it wrote {_quoted(early)} after its last reply, before it was asked"
         self._write(memoryview(request))
+        deadline = time.monotonic() + seconds
+        poll = select.poll()
+        for descriptor in (self._out, *([] if self._err_ended else [self._err])):
+            poll.register(descriptor, select.POLLIN)
         received = bytearray()
-        complaint = ""
-        while True:
-            ready = select.select([self._out, self._err], [], [], max(min(deadline - time.monotonic(), 0.02), 0))[0]
-            if self._err in ready:
-                self._drain()
-            chunk = self._read(self._out) if self._out in ready else None
-            received += chunk or b""
-            status = self._popen.poll()
-            if status is not None:
-                received += self._read(self._out) or b""
-                break
-            if time.monotonic() >= deadline:
-                complaint = f"it was still there {seconds:g} s after `stop`"
-                break
-        if status:
-            how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
-            complaint = f"it ended {how} after `stop`; due is status 0"
+        while (status := self._popen.poll()) is None and time.monotonic() < deadline:
+            for descriptor, _ in poll.poll(10):
+                chunk = self._drain() if descriptor == self._err else self._read(self._out)
+                if chunk == b"":
+                    poll.unregister(descriptor)
+                elif descriptor == self._out and len(received) < 1 << 20:
+                    received += chunk or b""
+        received += self._read(self._out) or b""
         if received:
-            complaint = f"it wrote {_quoted(received)} after `stop`, to which there is no reply"
-        self.kill()
-        return complaint
+            return f"it wrote {_quoted(received)} after `stop`, to which there is no reply"
+        if status is None:
+            return f"it was still there {seconds:g} s after `stop` (--timeout stop=…)"
+        return f"it {_how(status)} after `stop`; due is status 0" if status else ""

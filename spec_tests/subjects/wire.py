@@ -7,11 +7,11 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from spec_tests.config import NAMED_VALUES
 from spec_tests.subjects.base import Array
 
 PROTOCOL = "1"
@@ -22,13 +22,14 @@ HEAD = 9
 ID_DIGITS = 8
 
 # NumPy has no bfloat16: its numbers are kept as float32, whose upper half they are.
-DTYPES = {"F32": "<f4", "F64": "<f8", "BF16": "<u2", "I64": "<i8", "BOOL": "|b1"}
+DTYPES = {"F32": "<f4", "F64": "<f8", "BF16": "<u2", "I64": "<i8", "BOOL": "|u1"}
 NAMES = {"float32": "F32", "float64": "F64", "bfloat16": "BF16", "int64": "I64", "bool": "BOOL"}
 LONG_NAMES = {short: name for name, short in NAMES.items()}
 # Printable ASCII without quote and backslash, which JSON would have to escape.
 PLAIN = re.compile(r"[ !#-\[\]-~]*")
 TENSOR_NAME = re.compile(r"[a-z0-9_.]+")
-ENTRY = re.compile(r"([A-Z0-9]+) \[((?:\d+(?:,\d+)*)?)\]")
+INTEGER = re.compile(r"-?[0-9]{1,19}")
+ENTRY = re.compile(r"([A-Z0-9]+) \[((?:[0-9]{1,18}(?:,[0-9]{1,18})*)?)\]")
 
 
 class WireError(ValueError):
@@ -75,22 +76,43 @@ def text(value: Any) -> str:
     raise NotExpressible(f"{value!r} has no text in the protocol")
 
 
-def argument_text(name: str, value: Any, names: Sequence[str]) -> str:
-    """The text of the argument `name`; those in `names` are words, which stand without quotes."""
-    if name not in names or not isinstance(value, (str, list, tuple)):
-        return text(value)
-    # "null" and "true" are words as well as values; either way they are no legal name but one.
-    if isinstance(value, str) and PLAIN.fullmatch(value):
+def argument_text(value: Any, names: Sequence[str] = ()) -> str:
+    """The text of an argument; if it is one of `names`, these are words, which stand without quotes.
+
+    Raises NotExpressible where it has no text, or the same as a legal name: ``None`` beside ``"null"``.
+    """
+    if names and isinstance(value, str) and PLAIN.fullmatch(value):
         return value
-    raise NotExpressible(f"{name} (={value!r}) has no text in the protocol")
+    written = text(value)
+    if written in names:
+        raise NotExpressible(f"{value!r} has the text of a name in the protocol")
+    return written
+
+
+def arguments(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The arguments in the `cfg.*` of a request; a text that is neither integer, pair nor null stays one."""
+    written = {key[4:]: value for key, value in metadata.items() if key.startswith("cfg.")}
+    return {name: value if name in NAMED_VALUES else _value(value) for name, value in written.items()}
+
+
+def _value(written: str) -> Any:
+    if written == "null":
+        return None
+    if INTEGER.fullmatch(written):
+        return int(written)
+    parts = written[1:-1].split(",") if written.startswith("[") and written.endswith("]") else []
+    return tuple(map(int, parts)) if parts and all(map(INTEGER.fullmatch, parts)) else written
 
 
 def encode(metadata: Mapping[str, str], tensors: Mapping[str, tuple[str, Array]]) -> bytearray:
     """A canonical request with `op` first, an `id` of zeros, and `tensors` as name -> (type, array)."""
+    unfit = [item for item in metadata.items() if not all(map(PLAIN.fullmatch, item))]
+    if unfit:
+        raise NotExpressible(f"{unfit[0]!r} cannot stand in a request")
     entries, blobs, offset = [], [], 0
     for name, (dtype, array) in tensors.items():
         if not TENSOR_NAME.fullmatch(name):
-            raise NotExpressible(f"the tensor's name {name!r} has no text in the protocol")
+            raise NotExpressible(f"the tensor's name {name!r:.80} has no text in the protocol")
         blob = to_bytes(dtype, array)
         shape = ",".join(map(str, array.shape))
         entries.append(
@@ -114,15 +136,22 @@ def number(request: bytearray, request_id: int) -> str:
 
 
 def to_bytes(dtype: str, array: Array) -> bytes:
+    """The bytes of a tensor. Raises ValueError where a number is none of bfloat16."""
     if dtype == "BF16":
-        return (np.ascontiguousarray(array, "<f4").view("<u4") >> 16).astype("<u2").tobytes()
+        bits = np.ascontiguousarray(array, "<f4").view("<u4")
+        if (bits & np.uint32(0xFFFF)).any():
+            raise ValueError("a number that bfloat16 does not have would be changed on its way")
+        array = (bits >> np.uint32(16)).astype("<u2")
     return np.ascontiguousarray(array, DTYPES[dtype]).tobytes()
 
 
 def from_bytes(dtype: str, data: bytes | bytearray | memoryview, shape: tuple[int, ...]) -> Array:
-    array = np.frombuffer(data, DTYPES[dtype]).reshape(shape)
+    """A new array from the bytes of a tensor."""
+    array: Array = np.frombuffer(data, DTYPES[dtype]).reshape(shape)
     if dtype == "BF16":
-        return (array.astype("<u4") << 16).view("<f4")
+        return np.asarray((array.astype("=u4") << np.uint32(16)).view("=f4"))
+    if dtype == "BOOL":
+        return np.asarray(array != 0)
     return array.astype(array.dtype.newbyteorder("="))
 
 
@@ -136,7 +165,7 @@ def header_length(head: bytes | bytearray) -> int:
 
 def _integers(value: object, what: str) -> tuple[int, ...]:
     if not isinstance(value, list) or not all(type(n) is int and 0 <= n < 2**62 for n in value):
-        raise WireError(f"{what} is {value!r}; allowed is a list of integers of at least 0")
+        raise WireError(f"{what} is {value!r:.80}; allowed is a list of integers of at least 0")
     return tuple(value)
 
 
@@ -148,9 +177,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def parse_header(data: bytes | bytearray) -> Header:
-    """Read and check a header; the sum of all sizes is believed only where it fits the offsets."""
+    """Read and check a header: what it says of types, shapes and offsets must agree before anything is allocated."""
     try:
-        parsed = json.loads(data, object_pairs_hook=_unique)
+        parsed = json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         if isinstance(error, WireError):
             raise
@@ -163,22 +192,25 @@ def parse_header(data: bytes | bytearray) -> Header:
     tensors = {}
     for name, entry in parsed.items():
         if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
-            raise WireError(f"the tensor {name!r} lacks dtype, shape or data_offsets")
+            raise WireError(f"the tensor {name!r:.80} lacks dtype, shape or data_offsets")
         dtype = entry["dtype"]
         if not isinstance(dtype, str) or dtype not in DTYPES:
-            raise WireError(f"the type of the tensor {name!r} is {dtype!r}; allowed are {', '.join(DTYPES)}")
-        shape = _integers(entry["shape"], f"the shape of the tensor {name!r}")
-        offsets = _integers(entry["data_offsets"], f"data_offsets of the tensor {name!r}")
+            raise WireError(f"the type of the tensor {name!r:.80} is {dtype!r:.80}; allowed are {', '.join(DTYPES)}")
+        shape = _integers(entry["shape"], f"the shape of the tensor {name!r:.80}")
+        offsets = _integers(entry["data_offsets"], f"data_offsets of the tensor {name!r:.80}")
         if len(offsets) != 2 or len(shape) > 8:
-            raise WireError(f"the tensor {name!r} has {len(offsets)} offsets and {len(shape)} axes")
+            raise WireError(f"the tensor {name!r:.80} has {len(offsets)} offsets and {len(shape)} axes")
         size = math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize
         if offsets[1] - offsets[0] != size:
-            raise WireError(f"the tensor {name!r} of {dtype} {list(shape)} needs {size} bytes; it has {list(offsets)}")
+            due = f"{dtype} {list(shape)} needs {size} bytes"
+            raise WireError(f"the tensor {name!r:.80} has the data_offsets {list(offsets)}; {due}")
         tensors[name] = Tensor(dtype, shape, *offsets)
-    spans = sorted((t.begin, t.end, name) for name, t in tensors.items() if t.end > t.begin)
-    for (_, end, one), (begin, _, two) in pairwise(spans):
-        if begin < end:
-            raise WireError(f"the tensors {one!r} and {two!r} overlap")
+    reached = 0
+    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if tensor.begin != reached:
+            fault = "overlaps the one before it" if tensor.begin < reached else "leaves a hole before it"
+            raise WireError(f"the tensor {name!r:.80} begins at {tensor.begin} and {fault}; due is {reached}")
+        reached = tensor.end
     return Header(metadata, tensors)
 
 
@@ -194,7 +226,7 @@ def parse_entry(value: str) -> tuple[str, tuple[int, ...]]:
     """Type and shape from a text such as ``F32 [16,8,3,3]``."""
     match = ENTRY.fullmatch(value)
     if match is None or match[1] not in LONG_NAMES:
-        raise WireError(f"{value!r} is no type and shape, such as 'F32 [16,8,3,3]'")
+        raise WireError(f"{value!r:.80} is no type and shape, such as 'F32 [16,8,3,3]'")
     return LONG_NAMES[match[1]], tuple(int(n) for n in match[2].split(",")) if match[2] else ()
 
 

@@ -1,0 +1,236 @@
+"""Failures that a port's author knows of: a file with a line for each, which a run must match exactly.
+
+    # test id | clause | outcome | message prefix | link
+    chapters/test_ch04_values.py::test_law[4.11] | 4.11 | failed | the output: got -0.5 | https://example.org/issues/7
+
+The link, or any other reason, is the author's to write. Five things fail a run: a failure that is not in the file,
+a test in it that passes, another message or clause than the file says, an entry that matches nothing, and an entry
+without a reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from spec_tests.clauses import all_clauses
+from spec_tests.verdict import BROKEN, CONFORMS, NOT_JUDGED, PARTIAL, TestOutcome, Verdict
+
+HEADER = (
+    "# test id | clause | outcome | message prefix | link\n# Each line needs a link or another reason at its end.\n"
+)
+OUTCOMES = ("failed", "errored")
+# What is wrong with how a port ends is the failure of no test and no clause.
+CONDUCT = "conduct"
+WRITTEN = 80
+
+
+@dataclass(frozen=True)
+class Known:
+    """An entry of the file: `message` is what the message of the failure begins with."""
+
+    test: str
+    clause: str
+    outcome: str
+    message: str
+    link: str
+    line: int = 0
+
+    def __str__(self) -> str:
+        return " | ".join((self.test, self.clause, self.outcome, self.message, self.link)).rstrip()
+
+
+def _plain(text: str) -> str:
+    """A message on one line, without the character that separates the fields."""
+    return " ".join(text.replace("|", "/").split())
+
+
+def read(path: Path) -> list[Known]:
+    """The entries of a file. Raises ValueError, which names the line."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    found: dict[str, Known] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        fields = [part.strip() for part in line.split("|", 4)]
+        if len(fields) != 5:
+            raise ValueError(f"{path}, line {number}: 5 fields are due with '|' between them, these are {len(fields)}")
+        entry = Known(fields[0], fields[1], fields[2], fields[3], fields[4], number)
+        if not entry.test or not entry.message:
+            raise ValueError(f"{path}, line {number}: the test id or the message prefix is empty")
+        if entry.outcome not in OUTCOMES:
+            raise ValueError(
+                f"{path}, line {number}: the outcome {entry.outcome!r} must be one of {', '.join(OUTCOMES)}"
+            )
+        if entry.clause != CONDUCT and entry.clause not in all_clauses():
+            raise ValueError(f"{path}, line {number}: SPEC.md has no clause {entry.clause!r}")
+        if entry.test in found:
+            raise ValueError(f"{path}, line {number}: {entry.test} stands in line {found[entry.test].line} already")
+        found[entry.test] = entry
+    return list(found.values())
+
+
+def failures(verdict: Verdict) -> list[Known]:
+    """What a file would have to say of a run: each broken MUST clause, each error, and the conduct."""
+    found = []
+    for outcome in (*verdict.failures(), *verdict.errors()):
+        failure = outcome.failure
+        if failure is None:
+            continue
+        clause = failure.clause or outcome.clauses[0]
+        found.append(Known(outcome.test, clause, outcome.status, _plain(f"{failure.what}: {failure.got}"), ""))
+    if verdict.conduct:
+        found.append(Known(CONDUCT, CONDUCT, "failed", _plain("; ".join(verdict.conduct)), ""))
+    return found
+
+
+def _advice(entry: Known) -> bool:
+    return entry.outcome == "failed" and entry.clause in all_clauses() and all_clauses()[entry.clause].level != "MUST"
+
+
+@dataclass
+class Compared:
+    """A run beside its file: `expected` are the failures that the file knows, by test; the rest are differences."""
+
+    expected: dict[str, Known] = field(default_factory=dict)
+    differences: list[str] = field(default_factory=list)
+
+    def status(self, verdict: Verdict) -> int:
+        """The exit status: that of the verdict, for which an expected failure is none."""
+        if verdict.interrupted:
+            return verdict.exit_status()
+        if self.differences:
+            return BROKEN
+        # A run that stopped at a failure, known or not, did not judge the rest.
+        if not self.expected or verdict.stopped:
+            return verdict.exit_status()
+        if verdict.troubles or "unreached" in verdict.clause_status().values():
+            return NOT_JUDGED
+        return PARTIAL if verdict.unsupported() else CONFORMS
+
+    def summary(self, verdict: Verdict) -> str:
+        """The last line of the report, where the file changed anything; else empty."""
+        if verdict.interrupted:
+            return ""
+        if self.differences:
+            return f"does not conform: {_count(len(self.differences), 'difference')} from the known failures"
+        if not self.expected or verdict.stopped or self.status(verdict) == NOT_JUDGED:
+            return ""
+        holding = sum(status == "passed" for status in verdict.clause_status().values())
+        clauses = ", ".join(dict.fromkeys(entry.clause for entry in self.expected.values()))
+        partial = f"; partial: not offered: {', '.join(verdict.unsupported())}" if verdict.unsupported() else ""
+        known = _count(len(self.expected), "known failure")
+        return f"conforms except {known} ({clauses}): {holding} clauses hold{partial}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("s" if number != 1 else "")
+
+
+def compare(entries: Iterable[Known], verdict: Verdict) -> Compared:
+    """Hold a run against the file, by the five rules."""
+    found = Compared()
+    known = {entry.test: entry for entry in entries}
+    got = {failure.test: failure for failure in failures(verdict)}
+    for test, failure in got.items():
+        entry = known.get(test)
+        if entry is None:
+            if not _advice(failure):
+                found.differences.append(f"unexpected failure: {test} ({failure.clause}): {failure.message:.200}")
+        elif (failure.clause, failure.outcome) != (entry.clause, entry.outcome):
+            now, then = f"{failure.outcome} {failure.clause}", f"{entry.outcome} {entry.clause}"
+            found.differences.append(f"changed, line {entry.line}: {test} is {now}, not {then}: {failure.message:.200}")
+        elif not failure.message.startswith(_plain(entry.message)):
+            now = f"its message is now {failure.message!r:.200}"
+            found.differences.append(f"changed, line {entry.line}: {test}: {now}; the file says {entry.message!r}")
+        elif not entry.link:
+            found.differences.append(f"no reason, line {entry.line}: write a link behind the last '|' of {test}")
+        else:
+            found.expected[test] = entry
+    ran = {outcome.test: outcome for outcome in verdict.outcomes}
+    for entry in known.values():
+        if entry.test not in got:
+            complaint = _absent(entry, ran.get(entry.test), verdict)
+            if complaint:
+                found.differences.append(complaint)
+    return found
+
+
+def _absent(entry: Known, outcome: TestOutcome | None, verdict: Verdict) -> str:
+    """What is to be said of an entry whose test did not fail; nothing where the run left it out."""
+    where = f"line {entry.line}: {entry.test}"
+    if entry.test == CONDUCT and not verdict.interrupted and not verdict.stopped:
+        return f"unexpected pass, {where}: the port ended as it must; remove the line"
+    if outcome is not None and outcome.status == "passed":
+        return f"unexpected pass, {where} passes; remove the line"
+    if outcome is not None:
+        missing = f", for the feature {outcome.missing!r}" if outcome.missing else ""
+        return f"matches nothing, {where} is {outcome.status}{missing}; remove the line"
+    if verdict.interrupted or verdict.stopped or entry.clause not in verdict.selected:
+        return ""
+    return f"matches nothing, {where}: the suite has no such test for clause {entry.clause}; remove the line"
+
+
+def argument(text: str) -> list[Known]:
+    """The entries of a file that the command line names."""
+    try:
+        return read(Path(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def target(text: str) -> Path:
+    """A file to write: what is there already must be such a file too."""
+    path = Path(text).absolute()
+    if path.exists():
+        argument(text)
+    elif not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: there is no folder {path.parent}")
+    return path
+
+
+def update(path: Path, verdict: Verdict) -> str:
+    """Write the file of a run; return what is to be told."""
+    if verdict.interrupted or verdict.stopped:
+        return f"{path} was not written: the run did not end"
+    try:
+        bare = write(path, verdict, read(path) if path.exists() else ())
+    except (OSError, ValueError) as error:
+        return f"{path} could not be written: {error}"
+    return f"{path} is written" + (f"; {_count(bare, 'line')} without a reason at the end" if bare else "")
+
+
+def write(path: Path, verdict: Verdict, before: Sequence[Known] = ()) -> int:
+    """Write a file that this run matches but for its reasons; return how many entries lack one.
+
+    Reasons of `before` are kept, and entries of it that this run left out.
+    """
+    known = {entry.test: entry for entry in before}
+    entries = {}
+    for failure in failures(verdict):
+        entry = known.get(failure.test)
+        same = entry is not None and (entry.clause, entry.outcome) == (failure.clause, failure.outcome)
+        if entry is not None and same and failure.message.startswith(_plain(entry.message)):
+            entries[failure.test] = entry
+        elif not _advice(failure):
+            link = entry.link if entry is not None else ""
+            short = failure.message[:WRITTEN].rstrip()
+            entries[failure.test] = Known(failure.test, failure.clause, failure.outcome, short, link)
+    ran = {outcome.test for outcome in verdict.outcomes}
+    for entry in known.values():
+        if entry.test not in ran and entry.test != CONDUCT and entry.clause not in verdict.selected:
+            entries.setdefault(entry.test, entry)
+    text = HEADER + "".join(f"{entry}\n" for entry in entries.values())
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        scratch.write_text(text, encoding="utf-8")
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+    return sum(not entry.link for entry in entries.values())
