@@ -70,22 +70,22 @@ class Upsample(nnx.Module):
         return y.astype(x.dtype)
 
 
-def build(layer: Layer, block: Block, training: bool, dtype: Any, target: Pair | None) -> nnx.Module:
+def build(layer: Layer, kind: Any, training: bool, dtype: Any) -> nnx.Module:
     """The module of a layer; Flax's own wherever it can be made to do what is specified."""
     rngs, planes = nnx.Rngs(0), layer.out_planes
     if layer.kind == "conv":
-        (ph, pw), bias = layer.padding, block.normalizer == "null"
+        ph, pw = layer.padding
         return nnx.Conv(
             layer.in_planes,
             planes,
             layer.kernel,
             layer.stride,
             padding=((ph, ph), (pw, pw)),
-            use_bias=bias,
+            use_bias=kind,
             precision="highest",
             rngs=rngs,
         )
-    if layer.kind == "norm" and block.normalizer == "batch":
+    if layer.kind == "norm" and kind == "batch":
         # The momentum of Flax is the weight of the old statistics; with 0, the new ones are those of the batch.
         return nnx.BatchNorm(
             planes,
@@ -97,20 +97,19 @@ def build(layer: Layer, block: Block, training: bool, dtype: Any, target: Pair |
             rngs=rngs,
         )
     if layer.kind == "norm":
-        affine = block.normalizer == "pinst"
+        affine = kind == "pinst"
         return nnx.InstanceNorm(
             planes, epsilon=EPS, use_scale=affine, use_bias=affine, dtype=dtype, use_fast_variance=False, rngs=rngs
         )
     if layer.kind == "act":
-        return nnx.PReLU() if block.activator == "prelu" else Relu()
-    assert target is not None
-    return Upsample(target)
+        return nnx.PReLU() if kind == "prelu" else Relu()
+    return Upsample(kind)
 
 
 @lru_cache(maxsize=4096)
-def definition(layer: Layer, block: Block, training: bool, dtype: Any, target: Pair | None) -> Any:
+def definition(layer: Layer, kind: Any, training: bool, dtype: Any) -> Any:
     """All that a layer is without its numbers; equal for layers that can share their compiled programs."""
-    return nnx.graphdef(nnx.eval_shape(lambda: build(layer, block, training, dtype, target)))
+    return nnx.graphdef(nnx.eval_shape(lambda: build(layer, kind, training, dtype)))
 
 
 @partial(jax.jit, static_argnums=0)
@@ -135,11 +134,13 @@ class Branch:
     def __init__(self, call: Call, names: Iterable[str], x: Array) -> None:
         self.steps: list[tuple[Layer, Any, Named, Named, Array]] = []
         self.new: Named = {}
-        for layer in (layer for name in names for layer in call.block.branches.get(name, ())):
-            target = call.block.upsampled(x.shape[1], x.shape[2]) if layer.kind == "up" else None
-            graph = definition(replace(layer, name=""), call.block, call.training, x.dtype, target)
+        block = call.block
+        for layer in (layer for name in names for layer in block.branches.get(name, ())):
+            kinds: dict[str, Any] = {"conv": block.normalizer == "null", "norm": block.normalizer}
+            kinds |= {"act": block.activator, "up": block.upsampled(x.shape[1], x.shape[2])}
+            graph = definition(replace(layer, name=""), kinds[layer.kind], call.training, x.dtype)
             params, stats = (taken(layer, values) for values in (call.params, call.buffers))
-            shape, x = x.shape, flattened(layer, call.block, x)
+            shape, x = x.shape, flattened(layer, block, x)
             self.steps.append((layer, graph, params, stats, x))
             y, of_batch = run(graph, params, stats, x)
             if of_batch and call.training:
