@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -103,6 +104,9 @@ def pythons(session: nox.Session) -> None:
     """Run what needs no torch on every supported Python: the wheel a porter installs, listing, its own tests."""
     session.install("-e", ".")
     session.run("mdnc-spec", "list", silent=True)
+    port = ROOT / "spec_tests" / "ports" / "python" / "numpy_port.py"
+    subject = "cmd:" + shlex.join([str(Path(session.bin) / "python"), str(port)])
+    session.run("mdnc-spec", "run", "--subject", subject, "--profile", "smoke", "-n", "2")
     session.run("pytest", "-p", "no:cacheprovider", *(f"spec_tests/meta/test_{name}.py" for name in FRAMEWORK_FREE))
 
 

@@ -1,0 +1,59 @@
+"""All entries, by id."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from spec_tests.faults import (
+    activation,
+    arguments,
+    arithmetic,
+    batch_norm,
+    conduct,
+    construction,
+    controls,
+    convolution,
+    gradients,
+    norm,
+    order,
+    shapes,
+    shortcut,
+    state,
+    upsampling,
+)
+from spec_tests.faults.entry import Fault
+
+_AREAS = (norm, batch_norm, activation, order, convolution, shortcut, upsampling, shapes)
+_AREAS += (state, construction, arguments, gradients, arithmetic, conduct)  # type: ignore[assignment]
+
+
+def _by_id(*groups: tuple[Fault, ...]) -> dict[str, Fault]:
+    entries = [entry for group in groups for entry in group]
+    found = {entry.id: entry for entry in entries}
+    if len(found) < len(entries):
+        twice = sorted({e.id for e in entries if sum(e.id == other.id for other in entries) > 1})
+        raise ValueError(f"ids that the catalogue has twice: {', '.join(twice)}")
+    return found
+
+
+@cache
+def faults() -> dict[str, Fault]:
+    """What must be killed."""
+    return _by_id(*(module.FAULTS for module in _AREAS))
+
+
+@cache
+def equivalent() -> dict[str, Fault]:
+    """What differs in its formula, and not in its result: `cause` is the argument."""
+    return _by_id(controls.EQUIVALENT)
+
+
+@cache
+def right() -> dict[str, Fault]:
+    """What nothing may flag: the controls, and the equivalent entries."""
+    return _by_id(controls.CONTROLS, controls.EQUIVALENT)
+
+
+@cache
+def everything() -> dict[str, Fault]:
+    return _by_id(tuple(faults().values()), tuple(right().values()))
