@@ -105,6 +105,7 @@ def test_two_axes(subject: Subject, scaler: str, data: st.DataObject) -> None:
                 shape = subject.build(config.arguments()).output_shape(case.shape)
                 expected = config.output_shape(case.shape)
                 example = Example.of(config, case.shape)
+                equal("3.1", "axes of the output", len(shape), 4, example)
                 equal("3.1", "batch and channels of the output", shape[:2], expected[:2], example)
                 for axis, name in ((2, "height"), (3, "width")):
                     equal("3.4", f"{name} of the output", shape[axis], expected[axis], example)

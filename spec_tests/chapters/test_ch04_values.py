@@ -93,6 +93,14 @@ def test_law(subject: Subject, law: Law, data: st.DataObject) -> None:
             within(law.clause, "the output", y, run.y, numeric.example(note), run)
 
 
+@pytest.mark.clause("4.20")
+def test_projection_that_keeps_the_size(subject: Subject) -> None:
+    """With `output_size` the shortcut is a projection even where nothing changes its size."""
+    for names, training in product(named_values(scaler="up"), subject.modes):
+        config = BlockConfig.of(3, 3, output_size=(5, 6), **names)
+        judge(subject, "4.20", Numeric(config, (2, 3, 5, 6), training=training))
+
+
 @pytest.mark.clause("4.1")
 @pytest.mark.needs("float64")
 @given(data=st.data())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import settings
+from hypothesis import seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
@@ -23,13 +23,13 @@ class History(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.steps: list[str] = []
+        self.twins: list[tuple[Block, bytes]] = []
 
     @initialize(data=st.data())
     def build(self, data: st.DataObject) -> None:
         drawn: Numeric = data.draw(numerics(data.draw(st.sampled_from(NAMED_VALUES["scaler"]))))
         self.numeric = named(drawn, normalizer=self.normalizer)
         self.block: Block = self.numeric.built(self.subject)
-        self.twins: list[tuple[Block, bytes]] = []
         # However short the history, it has a call.
         self._forward(0, self._mode(True))
 
@@ -106,7 +106,9 @@ def _bits(block: Block) -> bytes:
 
 @pytest.mark.clause("9.8")
 @pytest.mark.parametrize("normalizer", NAMED_VALUES["normalizer"])
-def test_histories(subject: Subject, normalizer: str) -> None:
+def test_histories(subject: Subject, request: pytest.FixtureRequest, normalizer: str) -> None:
     """Whatever happened before, a result follows from arguments, state, mode and input."""
     machine = type("History", (History,), {"subject": subject, "normalizer": normalizer})
+    if request.config.option.seed is not None:
+        machine = seed(request.config.option.seed)(machine)
     run_state_machine_as_test(machine, settings=settings(stateful_step_count=12))
