@@ -227,6 +227,8 @@ def _requests(folder: str | None) -> str:
 
 
 def _judge(options: argparse.Namespace) -> int:
+    import gc
+
     import pytest
     from rich.console import Console
 
@@ -242,7 +244,7 @@ def _judge(options: argparse.Namespace) -> int:
         *("--pyargs", "spec_tests.chapters"),
         *("-c", str(PACKAGE / "suite.ini"), "--rootdir", str(PACKAGE)),
         *("-p", "spec_tests.plugin", "-p", "no:cacheprovider"),
-        *("-p", "no:terminalreporter", "-p", "no:unraisableexception"),
+        *("-p", "no:terminalreporter", "-p", "no:unraisableexception", "-p", "no:logging"),
         *("--timeout", options.timeout, "--requests", _requests(options.requests)),
         *("-q", "--assert=plain", "--subject", options.subject, "--profile", options.profile),
     ]
@@ -264,6 +266,8 @@ def _judge(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, stop)
     collector = plugin.Collector()
     live = Live(console)
+    # Frameworks leave millions of objects behind, which a run never frees: look at them less often.
+    gc.set_threshold(50_000, 50, 100)
     with live.progress:
         ended = pytest.main(arguments, plugins=[live, collector])
     verdict = collector.verdict

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -43,11 +44,20 @@ def named_values(**fixed: str) -> Iterator[dict[str, str]]:
         yield dict(zip(NAMED_VALUES, combination, strict=True))
 
 
+@cache
+def _enumerated() -> tuple[tuple[dict[str, str], str, BlockConfig], ...]:
+    return tuple(
+        (names, "-".join([*names.values(), kind]), BlockConfig.of(**arguments, **names))
+        for names in named_values()
+        for kind, arguments in SHORTCUTS.items()
+    )
+
+
 def enumerated(**fixed: str) -> Iterator[tuple[str, BlockConfig]]:
     """Every combination of named values and kind of shortcut, with an id such as `pinst-prelu-new-down-mixed`."""
-    for names in named_values(**fixed):
-        for kind, arguments in SHORTCUTS.items():
-            yield "-".join([*names.values(), kind]), BlockConfig.of(**arguments, **names)
+    for names, name, config in _enumerated():
+        if fixed.items() <= names.items():
+            yield name, config
 
 
 @dataclass(frozen=True)

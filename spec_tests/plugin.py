@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 PROFILES = {"smoke": 2, "default": 15, "thorough": 400}
 # No factor in common with the numbers of named values and kinds of shortcut.
-SMOKE_STEP = 23
+SMOKE_STEP = 41
 RANDOM_PROFILES = ("thorough",)
 
 
