@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import hypothesis
 import pytest
 
-from spec_tests import compare, numeric, strategies
+from spec_tests import compare, numeric, seeding, strategies
 from spec_tests.clauses import all_clauses, select, sort_key
 from spec_tests.compare import NonConformance, Thin
 from spec_tests.subjects import REFERENCE, load_subject
@@ -73,12 +73,13 @@ def pytest_configure(config: pytest.Config) -> None:
         max_examples=PROFILES[profile],
         deadline=None,
         database=None,
-        derandomize=config.option.seed is None,
+        derandomize=False,
         print_blob=False,
         report_multiple_bugs=False,
         suppress_health_check=list(hypothesis.HealthCheck),
     )
     hypothesis.settings.load_profile("mdnc-spec")
+    seeding.without_local_constants()
     # The command line brings a collector of its own, which outlives the run.
     if not hasattr(config, "workerinput") and not _collectors(config):
         config.pluginmanager.register(Collector())
@@ -112,9 +113,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if len({all_clauses()[c].level for c in cited}) > 1:
             raise pytest.UsageError(f"{item.nodeid} cites MUST and SHOULD clauses; a test has one level")
         tested.update(cited)
-        seed = config.option.seed
-        if seed is not None and isinstance(item, pytest.Function) and hasattr(item.function, "hypothesis"):
-            hypothesis.seed(seed)(item.function)
     if wanted:
         kept = [item for item in items if wanted & set(_cited(item))]
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
@@ -183,6 +181,8 @@ def _needed_features(request: pytest.FixtureRequest) -> None:
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
     """A chapter's test must reach a check, and only those of the clauses that it cites."""
     compare.start()
+    if _is_chapter(pyfuncitem):
+        seeding.seed_test(pyfuncitem.obj, pyfuncitem.name, pyfuncitem.config.option.seed)
     judged = pyfuncitem.funcargs.get("subject")
     if isinstance(judged, Subject):
         judged.begin_test()

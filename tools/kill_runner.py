@@ -154,23 +154,20 @@ class Store:
 def _configure(config: pytest.Config, items: Sequence[pytest.Item], task: Task) -> None:
     """The subject, the profile and the seed of a task, in a process whose tests are already collected."""
     config.option.subject = f"{BLOCKS}:{task.entry}"
+    config.option.seed = task.seed
     compare.SAMPLE_STEP[0] = plugin.SMOKE_STEP if task.profile == "smoke" else 1
     hypothesis.settings.register_profile(
         "kill",
         parent=hypothesis.settings.get_profile("mdnc-spec"),
         max_examples=plugin.PROFILES[task.profile],
-        derandomize=task.seed is None,
         phases=(Phase.explicit, Phase.generate),
     )
     hypothesis.settings.load_profile("kill")
-    # What @given has caught at the import, and the seed of what is made within a test.
+    # What @given has caught at the import.
     for item in items:
         function: Any = item.function if isinstance(item, pytest.Function) else None
         if hasattr(function, "hypothesis"):
             function._hypothesis_internal_use_settings = hypothesis.settings.default
-            function._hypothesis_internal_use_seed = task.seed
-    core: Any = hypothesis.core
-    core.global_force_seed = task.seed
 
 
 class _Examples:

@@ -11,6 +11,7 @@ from spec_tests.compare import Example, NonConformance, differing, equal, equal_
 from spec_tests.config import NAMED_VALUES
 from spec_tests.numeric import Numeric, count, inspect, named, numerics
 from spec_tests.oracle import Forward, Verdict, vjp
+from spec_tests.seeding import test_seed
 from spec_tests.subjects.base import Block, Crashed, Subject
 
 
@@ -109,6 +110,5 @@ def _bits(block: Block) -> bytes:
 def test_histories(subject: Subject, request: pytest.FixtureRequest, normalizer: str) -> None:
     """Whatever happened before, a result follows from arguments, state, mode and input."""
     machine = type("History", (History,), {"subject": subject, "normalizer": normalizer})
-    if request.config.option.seed is not None:
-        machine = seed(request.config.option.seed)(machine)
+    machine = seed(test_seed(request.node.name, request.config.option.seed))(machine)
     run_state_machine_as_test(machine, settings=settings(stateful_step_count=12))

@@ -96,7 +96,7 @@ def _compile(block: Any) -> None:
     """Of the arguments, one in thirty is compiled: always the same, since a compiler may change the last bits."""
     if zlib.crc32(block.extra_repr().encode()) % 30 == 0:
         torch._dynamo.config.recompile_limit = 1000
-        object.__setattr__(block, "compiled", torch.compile(block.plain, backend="aot_eager", dynamic=False))
+        object.__setattr__(block, "compiled", None)
 
 
 def _plain(block: Any, x: Tensor) -> Tensor:
@@ -104,15 +104,19 @@ def _plain(block: Any, x: Tensor) -> Tensor:
 
 
 def _compiled(block: Any, x: Tensor) -> Tensor:
-    compiled = block.__dict__.get("compiled")
     # Errors are to be those of the block itself.
     block._check(x)
-    return Block.forward(block, x) if compiled is None else compiled(x)
+    if "compiled" not in block.__dict__:
+        return Block.forward(block, x)
+    if block.compiled is None:
+        object.__setattr__(block, "compiled", torch.compile(block.plain, backend="aot_eager", dynamic=False))
+    output: Tensor = block.compiled(x)
+    return output
 
 
 def _copied(block: Any) -> dict[str, Any]:
-    """What the compiler made is made again."""
-    return {name: value for name, value in block.__dict__.items() if name != "compiled"}
+    """What the compiler made is made again, so that a copy computes as the block does."""
+    return {name: None if name == "compiled" else value for name, value in block.__dict__.items()}
 
 
 def parts(act: Any, x: Tensor) -> Tensor:
