@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -155,6 +156,17 @@ def differing(got: Mapping[str, Array], expected: Mapping[str, Array]) -> dict[s
         or got[name].shape != expected[name].shape
         or got[name].tobytes() != expected[name].tobytes()
     }
+
+
+@contextmanager
+def taken(clause: str, what: str, example: Example) -> Iterator[None]:
+    """Check that nothing within is refused."""
+    __tracebackhide__ = True
+    REACHED[clause] += 1
+    try:
+        yield
+    except Refused as refusal:
+        raise NonConformance(clause, what, _short(f"refused: {refusal.message}"), "no refusal", example) from None
 
 
 def refused(

@@ -5,6 +5,7 @@
     python tools/kill_matrix.py --seeds 20            for twenty seeds besides
     python tools/kill_matrix.py --full --picture m.png   every fault against every clause, as a picture too
     python tools/kill_matrix.py --update              write golden/kill_matrix.csv
+    python tools/kill_matrix.py --ports               the faults of the NumPy port, judged over the pipe
     python tools/kill_matrix.py --baselines           what other ways of testing kill, on the same blocks
     python tools/kill_matrix.py --list                the catalogue
 
@@ -40,6 +41,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from spec_tests.faults import catalogue
 from spec_tests.faults.entry import Fault
+from spec_tests.faults.port_patches import PATCHES
 from tools import kill_report
 from tools.kill_runner import ROOT, Result, Store, Task, run
 
@@ -58,6 +60,8 @@ def tasks_of(options: argparse.Namespace, entries: Mapping[str, Fault]) -> list[
     profile = options.profile or ("smoke" if options.full else "default")
     seeds: list[int | None] = [None, *range(options.seeds)]
     right = catalogue.right()
+    if options.ports:
+        return [Task(name, mode, profile, seed, port=True) for seed in seeds for name in entries if name in PATCHES]
     found = [Task(name, mode, profile, seed) for seed in seeds for name in entries if name not in right]
     if not options.no_controls:
         found += [Task(name, "full", options.controls, seed) for seed in seeds[:1] for name in entries if name in right]
@@ -101,6 +105,7 @@ def parser() -> argparse.ArgumentParser:
         "--controls", choices=("smoke", "default"), default="smoke", help="the profile of the controls (%(default)s)"
     )
     made.add_argument("--no-controls", action="store_true", help="leave the controls out")
+    made.add_argument("--ports", action="store_true", help="judge the NumPy port with a fault in it, not torch blocks")
     made.add_argument("--seeds", type=int, default=0, metavar="N", help="for N seeds besides the fixed examples")
     made.add_argument("--jobs", type=int, default=2, metavar="N", help="processes at a time (%(default)s)")
     made.add_argument("--state", type=Path, default=STATE, metavar="FILE", help="where results are kept (%(default)s)")
@@ -125,6 +130,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         made.error(f"no entry has {options.k!r} in its id or area; --list shows all")
     if options.picture and not options.full:
         made.error("--picture needs --full: until the kill, only the first clause is known")
+    if options.ports and (options.update or options.picture or options.baselines):
+        made.error("--ports goes with --full and --seeds only: what is recorded and drawn is of torch blocks")
     if options.update and (options.seeds or os.environ.get("CI")):
         made.error("--update records the fixed examples, without --seeds, and is refused under CI")
     if options.list:
@@ -147,12 +154,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.picture:
         kill_report.picture(results, options.picture)
         console.print(f"the picture is in {options.picture}")
-    fixed = {task.entry: r for task, r in results.items() if task.seed is None and task.entry in catalogue.faults()}
+    recorded = [task for task in results if task.seed is None and not task.port and task.entry in catalogue.faults()]
+    fixed = {task.entry: results[task] for task in recorded}
     if options.update:
         kill_report.write(options.csv, fixed)
         console.print(f"{options.csv} is written")
     else:
-        problems += kill_report.lost(options.csv, fixed, complete=not options.k)
+        problems += kill_report.lost(options.csv, fixed, complete=not options.k and not options.ports)
     for problem in problems:
         console.print(problem, markup=False)
     console.print("[red]not as it must be" if problems else "all as it must be")

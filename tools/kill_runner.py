@@ -15,6 +15,7 @@ import os
 import re
 import resource
 import selectors
+import shlex
 import signal
 import sys
 import time
@@ -34,6 +35,7 @@ from spec_tests import compare, plugin, vectors
 from spec_tests.clauses import sort_key
 from spec_tests.faults import blocks, catalogue
 from spec_tests.subjects.in_process import TorchSubject
+from spec_tests.subjects.stdio import StdioSubject
 from spec_tests.verdict import TestOutcome
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,13 +49,22 @@ CPU_LIMIT = 900
 class Task:
     """One block to judge.
 
-    `mode` is ``"until"``, which stops at the first kill by an expected clause, or ``"full"``, which runs all tests.
+    `mode` is ``"until"``, which stops at the first kill by an expected clause, or ``"full"``, which runs all tests;
+    with `port`, the NumPy port has the fault and answers over a pipe.
     """
 
     entry: str
     mode: str = "until"
     profile: str = "default"
     seed: int | None = None
+    port: bool = False
+
+    @property
+    def subject(self) -> str:
+        """The designator of the block."""
+        if self.port:
+            return "cmd:" + shlex.join([sys.executable, "-m", "spec_tests.faults.port", "--fault", self.entry])
+        return f"{BLOCKS}:{self.entry}"
 
 
 @dataclass
@@ -113,9 +124,13 @@ def _suite_digest() -> str:
 
 
 @cache
-def digest(module: str) -> str:
+def digest(module: str, port: bool) -> str:
     """A hash of all that decides the results of the entries of one module."""
-    files = [PACKAGE / "faults" / f"{name}.py" for name in sorted({*_needed(module), "entry"})]
+    files = sorted((PACKAGE / "ports" / "python").glob("*.py")) if port else []
+    files += [
+        PACKAGE / "faults" / f"{name}.py"
+        for name in sorted({*_needed(module), "entry", *(["port", "port_patches"] * port)})
+    ]
     return hashlib.sha256(_suite_digest().encode() + b"".join(p.read_bytes() for p in files)).hexdigest()
 
 
@@ -135,7 +150,7 @@ class Store:
 
     @staticmethod
     def _digest(task: Task) -> str:
-        return digest(catalogue.everything()[task.entry].module.rpartition(".")[2])
+        return digest(catalogue.everything()[task.entry].module.rpartition(".")[2], task.port)
 
     def get(self, task: Task) -> Result | None:
         return self.known.get((self._digest(task), task))
@@ -153,7 +168,7 @@ class Store:
 
 def _configure(config: pytest.Config, items: Sequence[pytest.Item], task: Task) -> None:
     """The subject, the profile and the seed of a task, in a process whose tests are already collected."""
-    config.option.subject = f"{BLOCKS}:{task.entry}"
+    config.option.subject = task.subject
     config.option.seed = task.seed
     compare.SAMPLE_STEP[0] = plugin.SMOKE_STEP if task.profile == "smoke" else 1
     hypothesis.settings.register_profile(
@@ -175,14 +190,16 @@ class _Examples:
 
     def __init__(self) -> None:
         self.count = 0
-        kind: Any = TorchSubject
-        original = kind.build
+        kinds: tuple[Any, ...] = (TorchSubject, StdioSubject)
+        for kind in kinds:
+            kind.build = self._counting(kind.build)
 
-        def build(subject: TorchSubject, *positional: Any, **named: Any) -> Any:
+    def _counting(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def build(*positional: Any, **named: Any) -> Any:
             self.count += 1
-            return original(subject, *positional, **named)
+            return original(*positional, **named)
 
-        kind.build = build
+        return build
 
 
 def cited(item: pytest.Item) -> list[str]:
@@ -217,9 +234,8 @@ def _record(result: Result, outcome: TestOutcome) -> str:
     if outcome.status != "failed" or failure is None:
         return ""
     story = f"{failure.what}: {failure.got}"[:300]
-    refuses = {"arguments", "shapes"} & set(catalogue.everything()[result.task.entry].visible)
-    # To refuse what must be taken is a fault like any other; any other error is an accident.
-    if failure.what == "a call that must succeed" and not (refuses and re.match(r"(Value|Type)Error", failure.got)):
+    # An expected clause asserts that what it takes is not refused; what a call ends in elsewhere is an accident.
+    if failure.what == "a call that must succeed":
         result.crashed.setdefault(failure.clause, story)
         return ""
     result.killed.setdefault(failure.clause, story)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from spec_tests.compare import Example, equal, equal_entries, holds, refused
+from spec_tests.compare import Example, equal, equal_entries, holds, refused, taken
 from spec_tests.config import DEFAULTS, NAMED_VALUES, BlockConfig
 from spec_tests.enumeration import BadArgument, bad_arguments, named_values
 from spec_tests.strategies import geometries
-from spec_tests.subjects.base import Block, Subject
+from spec_tests.subjects.base import Block, Refused, Subject
 
 NUMERIC_CLAUSES = {
     "in_planes": "1.2",
@@ -24,6 +24,17 @@ NUMERIC_CLAUSES = {
 }
 NAME_CLAUSES = {"normalizer": "1.8", "activator": "1.9", "layer_order": "1.10", "scaler": "1.11"}
 ARGUMENT_CLAUSES = {**NUMERIC_CLAUSES, **NAME_CLAUSES}
+
+
+def build_taken(subject: Subject, clauses: dict[str, str], arguments: dict[str, Any]) -> Block:
+    """Check that legal arguments are taken; the clause of a refusal is that of the argument that its message names."""
+    try:
+        return subject.build(arguments)
+    except Refused as refusal:
+        named = next((argument for argument in clauses if argument in refusal.message), next(iter(clauses)))
+        what = f"building with `{named}` (={arguments[named]!r})"
+        with taken(clauses[named], what, Example(arguments)):
+            raise
 
 
 def shapes(block: Block) -> dict[str, tuple[int, ...]]:
@@ -55,18 +66,16 @@ def test_each_default(subject: Subject, argument: str) -> None:
     for base in bases:
         arguments = {key: value for key, value in base.items() if key != argument}
         config = BlockConfig.of(**arguments)
-        block = subject.build(arguments)
         shape = (1, 2, 4, 6)
         example = Example.of(config, shape)
-        equal_entries("1.1", f"state with `{argument}` left out", shapes(block), config.state(), example)
+        left_out = f"with `{argument}` left out"
+        with taken("1.1", f"building {left_out}", example):
+            block = subject.build(arguments)
+        equal_entries("1.1", f"state {left_out}", shapes(block), config.state(), example)
         if config.takes(shape):
-            equal(
-                "1.1",
-                f"output with `{argument}` left out",
-                block.output_shape(shape),
-                config.output_shape(shape),
-                example,
-            )
+            with taken("1.1", f"a call {left_out}", example):
+                size = block.output_shape(shape)
+            equal("1.1", f"output {left_out}", size, config.output_shape(shape), example)
 
 
 @pytest.mark.clause(*NUMERIC_CLAUSES.values())
@@ -74,7 +83,7 @@ def test_each_default(subject: Subject, argument: str) -> None:
 def test_legal_numbers_are_taken(subject: Subject, arguments: dict[str, Any]) -> None:
     """Every integer in range is taken, whether or not an input would fit."""
     config = BlockConfig.of(**arguments)
-    found = shapes(subject.build(arguments))
+    found = shapes(build_taken(subject, NUMERIC_CLAUSES, arguments))
     for argument, clause in NUMERIC_CLAUSES.items():
         what = f"state with `{argument}` (={arguments[argument]!r})"
         equal_entries(clause, what, found, config.state(), Example.of(config))
@@ -85,7 +94,7 @@ def test_legal_names_are_taken(subject: Subject) -> None:
     """Every combination of the named values is taken."""
     for names in named_values():
         config = BlockConfig.of(2, 3, **names)
-        found = shapes(subject.build(config.arguments()))
+        found = shapes(build_taken(subject, NAME_CLAUSES, config.arguments()))
         for argument, clause in NAME_CLAUSES.items():
             what = f"state with `{argument}` (={names[argument]!r})"
             equal_entries(clause, what, found, config.state(), Example.of(config))
@@ -102,24 +111,24 @@ def test_an_integer_means_both_axes(subject: Subject, scaler: str) -> None:
         {"output_size": 4},
         {"kernel_size": 1, "padding": 0},
     ):
-        config = BlockConfig.of(**base, **numbers)
-        shape = (1, 2, 4, 7)
-        block = subject.build({**base, **numbers})
-        equal_entries("1.12", "state", shapes(block), config.state(), Example.of(config))
-        example = Example.of(config, shape)
-        equal("1.12", "shape of the output", block.output_shape(shape), config.output_shape(shape), example)
+        judge_pair(subject, {**base, **numbers})
     for pairs in (
         {"kernel_size": (1, 3), "padding": (0, 1)},
         {"stride": (1, 3)},
         {"stride": (2, 1)},
         {"output_size": (2, 9)},
     ):
-        config = BlockConfig.of(**base, **({"kernel_size": 1, "padding": 0} | pairs))
-        block = subject.build(config.arguments())
-        shape = (1, 2, 4, 7)
-        equal_entries("1.12", "state", shapes(block), config.state(), Example.of(config))
-        example = Example.of(config, shape)
-        equal("1.12", "shape of the output", block.output_shape(shape), config.output_shape(shape), example)
+        judge_pair(subject, {**base, "kernel_size": 1, "padding": 0, **pairs})
+
+
+def judge_pair(subject: Subject, arguments: dict[str, Any]) -> None:
+    config, shape = BlockConfig.of(**arguments), (1, 2, 4, 7)
+    example = Example.of(config, shape)
+    with taken("1.12", "building, and a call", example):
+        block = subject.build(arguments)
+        size = block.output_shape(shape)
+    equal_entries("1.12", "state", shapes(block), config.state(), Example.of(config))
+    equal("1.12", "shape of the output", size, config.output_shape(shape), example)
 
 
 @pytest.mark.clause("1.13")
@@ -129,7 +138,8 @@ def test_pairs_are_any_sequence_of_two(subject: Subject, argument: str) -> None:
     """A list is as good as a tuple; one number or three in a sequence are refused."""
     base: dict[str, Any] = {"in_planes": 2, "out_planes": 3, "scaler": "up"}
     config = BlockConfig.of(**{**base, argument: (1, 2)})
-    block = subject.build({**base, argument: [1, 2]})
+    with taken("1.13", f"building with `{argument}` (=[1, 2])", Example.of(config)):
+        block = subject.build({**base, argument: [1, 2]})
     equal_entries("1.13", f"state with `{argument}` (=[1, 2])", shapes(block), config.state(), Example.of(config))
     for wrong in ([], [1], [1, 2, 3], (1, 2, 3)):
         arguments = {**base, argument: wrong}
@@ -149,8 +159,10 @@ def test_integers_of_the_platform(subject: Subject, argument: str) -> None:
     for value in values:
         arguments = {**base, argument: value}
         config = BlockConfig.of(**arguments)
-        what = f"state with `{argument}` (={value!r})"
-        equal_entries("1.14", what, shapes(subject.build(arguments)), config.state(), Example(arguments))
+        what = f"with `{argument}` (={value!r})"
+        with taken("1.14", f"building {what}", Example(arguments)):
+            block = subject.build(arguments)
+        equal_entries("1.14", f"state {what}", shapes(block), config.state(), Example(arguments))
 
 
 @pytest.mark.clause(*ARGUMENT_CLAUSES.values(), "1.15", "1.16", "1.17")

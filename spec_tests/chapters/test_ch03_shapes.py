@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spec_tests.compare import Example, Thin, differing, equal, equal_entries, holds, refused
+from spec_tests.compare import Example, Thin, differing, equal, equal_entries, holds, refused, taken
 from spec_tests.config import NAMED_VALUES, BlockConfig
 from spec_tests.enumeration import DOCUMENTED, enumerated
 from spec_tests.strategies import Case, cases
@@ -102,9 +102,10 @@ def test_two_axes(subject: Subject, scaler: str, data: st.DataObject) -> None:
             for order in NAMED_VALUES["layer_order"]:
                 names = {"normalizer": normalizer, "activator": activator, "layer_order": order}
                 config = BlockConfig.of(**{**case.config.arguments(), **names})
-                shape = subject.build(config.arguments()).output_shape(case.shape)
                 expected = config.output_shape(case.shape)
                 example = Example.of(config, case.shape)
+                with taken("3.4", "a call", example):
+                    shape = subject.build(config.arguments()).output_shape(case.shape)
                 equal("3.1", "axes of the output", len(shape), 4, example)
                 equal("3.1", "batch and channels of the output", shape[:2], expected[:2], example)
                 for axis, name in ((2, "height"), (3, "width")):
@@ -119,10 +120,11 @@ def test_every_combination(subject: Subject, thin: Thin, normalizer: str) -> Non
         block = subject.build(config.arguments())
         shape = (2, config.in_planes, 5, 6)
         for training in subject.modes:
-            y = block.forward(zeros(shape), training)
             example = Example.of(config, shape, "training" if training else "evaluation")
-            equal("3.1", "axes of the output", y.ndim, 4, example)
             clause = "3.2" if config.scaler == "down" else "3.3"
+            with taken(clause, "a call", example):
+                y = block.forward(zeros(shape), training)
+            equal("3.1", "axes of the output", y.ndim, 4, example)
             equal(clause, "shape of the output", y.shape, config.output_shape(shape), example)
 
 
@@ -132,8 +134,10 @@ def test_documented_shapes(subject: Subject, example_id: str) -> None:
     """(16, 4, 255) becomes (32, 4, 128), and (32, 4, 128) becomes (16, 4, 255)."""
     config, size, _ = DOCUMENTED[example_id]
     expected = {"down": (2, 32, 4, 128), "up": (2, 16, 4, 255)}[example_id]
-    got = subject.build(config.arguments()).output_shape((2, *size))
-    equal("3.14", "shape of the output", got, expected, Example.of(config, (2, *size)))
+    example = Example.of(config, (2, *size))
+    with taken("3.14", "a call", example):
+        got = subject.build(config.arguments()).output_shape((2, *size))
+    equal("3.14", "shape of the output", got, expected, example)
 
 
 # Disagreeing on the height, the width, both, and with one side of length 1 (which would broadcast).
@@ -275,15 +279,11 @@ def test_batch_norms_with_one_element(subject: Subject) -> None:
         what = f"a call in which {layer.name if layer else 'no norm'} meets one element"
         refused(["3.12"], what, "value", example, block.forward, zeros(shape), True)
         for batch, training in ((1, False), (2, True)):
-            taken = (batch, *shape[1:])
-            example = Example.of(config, taken, "training" if training else "evaluation")
-            equal(
-                "3.12",
-                "shape of the output",
-                block.forward(zeros(taken), training).shape,
-                config.output_shape(taken),
-                example,
-            )
+            enough = (batch, *shape[1:])
+            example = Example.of(config, enough, "training" if training else "evaluation")
+            with taken("3.12", "a call", example):
+                y = block.forward(zeros(enough), training)
+            equal("3.12", "shape of the output", y.shape, config.output_shape(enough), example)
 
 
 @pytest.mark.clause("3.13")

@@ -15,6 +15,7 @@ import pytest
 
 from spec_tests.clauses import all_clauses
 from spec_tests.config import BlockConfig
+from spec_tests.faults import port, port_patches
 from spec_tests.generators import draw_case, draw_input, draw_state
 from spec_tests.meta.processes import ROOT, Ended, environment, python
 from spec_tests.oracle import NotApplicable, Rules, alternatives, forward, judge, vjp
@@ -132,6 +133,34 @@ def test_a_rule_as_a_block_is_that_rule(rule: str, value: Any) -> None:
     assert count, "no call says anything of it"
 
 
+# ---------------------------------------------------------------- the ports
+
+
+def test_the_faults_of_the_port() -> None:
+    """Each is one of the catalogue, and changes the port's text as it stands today."""
+    assert len(port_patches.PATCHES) >= 40
+    right = port.patched("").values()
+    for name in port_patches.PATCHES:
+        assert name in FAULTS
+        sources = port.patched(name)
+        assert list(sources.values()) != list(right), name
+        for module, source in sources.items():
+            compile(source, module, "exec")
+
+
+def test_a_patch_that_fits_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(port_patches.PATCHES, "stale", [("layers", "no such text", "")])
+    with pytest.raises(ValueError, match=r"stale: layers\.py has 0 times, not once: no such text"):
+        port.patched("stale")
+
+
+def test_faults_of_the_port_are_killed_over_the_pipe(tmp_path: Path) -> None:
+    chosen = ("--ports", "-k", "eps_1e3_conv2")
+    ended = tool(tmp_path, *chosen)
+    assert ended.status == 0, ended.out + ended.err
+    assert "1 of 1 kills" in ended.out
+
+
 # ---------------------------------------------------------------- the tool
 
 
@@ -192,6 +221,7 @@ def test_bad_arguments_are_told(tmp_path: Path) -> None:
         (["-k", "nonsense"], "no entry has 'nonsense'"),
         (["--picture", "m.png"], "--picture needs --full"),
         (["--jobs", "0"], "--jobs (=0) must be at least 1"),
+        (["--ports", "--update"], "--ports goes with"),
     ):
         ended = tool(tmp_path, *arguments)
         assert ended.status == 2

@@ -44,7 +44,8 @@ class PortBlock(Block):
         self.subject, self.dtype, self.seed = subject, dtype, seed
         self.code = render_call(arguments)
         self._type = wire.NAMES[dtype]
-        self._entries = self._described(subject.describe(texts(arguments), self._type, self.code))
+        self._given = texts(arguments)
+        self._entries = self._described(subject.describe(self._given, self._type, self.code))
         self._texts = texts({**DEFAULTS, **arguments})
         self._arguments = {**DEFAULTS, **arguments}
         self._state: dict[str, Array] | None = None
@@ -136,20 +137,26 @@ class PortBlock(Block):
         return self._forward(x, training)[1]
 
     def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """What `describe` says, and unless that would cost a compilation, what a call gives."""
-        texts = {**self._texts, "shape": wire.text(list(shape))}
+        """What `describe` says of the arguments as they were given, and unless that would cost a compilation, a call.
+
+        A call brings all ten arguments, so that only `describe` shows the port's own defaults.
+        """
+        given = self._described_output(self._given, shape)
+        if not self.subject.compiles:
+            said, called = self._described_output(self._texts, shape), self.forward(zeros(shape)).shape
+            if called != said:
+                raise Crashed(f"the port describes out as {said}, and its output has the shape {called}", self._doing)
+        return given
+
+    def _described_output(self, texts: Mapping[str, str], shape: Sequence[int]) -> tuple[int, ...]:
         doing = f"{self.code}, describe with the shape {tuple(shape)}"
-        said = self.subject.describe(texts, self._type, doing).get("out", "")
+        said = self.subject.describe({**texts, "shape": wire.text(list(shape))}, self._type, doing).get("out", "")
         try:
             dtype, found = wire.parse_entry(said)
         except wire.WireError as error:
             raise Crashed(f"the port describes out: {error}", doing) from error
         if dtype != self.dtype:
             raise Crashed(f"the port describes out as {said!r}; the type asked for is {self._type}", doing)
-        if not self.subject.compiles:
-            called = self.forward(zeros(shape)).shape
-            if called != found:
-                raise Crashed(f"the port describes out as {said!r}, and its output has the shape {called}", doing)
         return found
 
     def _forward(self, x: Array, training: bool | None) -> tuple[str, Array]:
