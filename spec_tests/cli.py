@@ -5,192 +5,29 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import shlex
 import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import NoReturn
+from time import monotonic
+from typing import TYPE_CHECKING, NoReturn
 
-from spec_tests import __version__, known_failures
+from spec_tests import known_failures
+from spec_tests.arguments import parser
 from spec_tests.clauses import all_chapters, all_clauses, select
 from spec_tests.verdict import BROKEN, CONFORMS, INTERRUPTED, NOT_JUDGED, Verdict
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from spec_tests.report.model import Diagnosed, Report
 
 PACKAGE = Path(__file__).parent
 # Those that the oracle judges.
 NUMERIC_CHAPTERS = (4, 5, 6, 9)
-
-RUN_HELP = """\
-examples:
-  mdnc-spec run --subject py:mdnc.modules.resnet:BlockBottleneck2d
-  mdnc-spec run --subject py:mypackage.blocks:Bottleneck --clause 3
-  mdnc-spec run --subject py:mypackage.blocks:Bottleneck --profile thorough --seed 7 -n 2
-
-exit status:
-  0    conforms: every MUST clause that was judged holds
-  1    does not conform: at least one MUST clause is broken
-  2    partial: what was judged holds, but the subject does not offer everything
-  3    could not be judged: bad arguments, no such subject, or an error of the suite
-  130  interrupted
-"""
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse exits with 2, which means "partial" here."""
-
-    def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        self.exit(NOT_JUDGED, f"{self.prog}: {message}\n")
-
-
-def _workers(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
-    return int(text)
-
-
-def _clause(text: str) -> str:
-    try:
-        select(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    return text
-
-
-def _designator(text: str) -> str:
-    from spec_tests.subjects import check_designator
-
-    try:
-        check_designator(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    return text
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < 86400:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a number of seconds above 0")
-    return seconds
-
-
-def _timeouts(text: str) -> str:
-    from spec_tests.subjects.process import Timeouts
-
-    try:
-        Timeouts.parse(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    return text
-
-
-def parser() -> argparse.ArgumentParser:
-    top = Parser(prog="mdnc-spec", description="The executable specification of MDNC's BlockBottleneck2d.")
-    top.add_argument("--version", action="version", version=f"mdnc-spec {__version__}")
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    run = commands.add_parser(
-        "run",
-        help="judge an implementation, clause by clause",
-        description="Judge an implementation, clause by clause.",
-        epilog=RUN_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    run.add_argument(
-        "--subject",
-        required=True,
-        type=_designator,
-        metavar="DESIGNATOR",
-        help="the implementation: py:package.module:Class, a torch module class (the current directory is searched "
-        "too), or 'cmd:./port --flag', a port that answers as spec_tests/PROTOCOL.md says",
-    )
-    run.add_argument(
-        "--clause",
-        action="append",
-        default=[],
-        type=_clause,
-        metavar="ID",
-        help="judge this clause (3.6) or chapter (3) only; may be repeated",
-    )
-    run.add_argument(
-        "--profile",
-        choices=("smoke", "default", "thorough"),
-        default="default",
-        help="how many examples are drawn; smoke and default draw the same ones at every run, thorough draws new ones",
-    )
-    run.add_argument("--seed", type=int, metavar="N", help="draw the examples from this seed (thorough prints its own)")
-    run.add_argument(
-        "--timeout",
-        default="",
-        type=_timeouts,
-        metavar="NAME=SECONDS,…",
-        help="how long a port may take: start=60, first=60 (first call of a kind), call=10, stop=5",
-    )
-    run.add_argument(
-        "--requests",
-        metavar="DIR",
-        help="where the last request of a failed test is saved (a new folder among the temporary files)",
-    )
-    run.add_argument(
-        "--until-first-failure",
-        action="store_true",
-        help="stop at the first broken MUST clause: mend it, run again, and be led through the specification",
-    )
-    run.add_argument(
-        "--no-diagnosis",
-        action="store_true",
-        help="do not look for the known mistake that explains a failing subject (at most 10 s)",
-    )
-    known = run.add_mutually_exclusive_group()
-    known.add_argument(
-        "--known-failures",
-        type=known_failures.argument,
-        metavar="FILE",
-        help="failures that are known, a line each: test id | clause | outcome | message prefix | link; the run fails "
-        "if it differs from them in any way",
-    )
-    known.add_argument(
-        "--write-known-failures",
-        type=known_failures.target,
-        metavar="FILE",
-        help="write such a file, in which the links are yours to fill in; those that FILE has are kept",
-    )
-    run.add_argument("-n", dest="workers", type=_workers, default=1, metavar="WORKERS", help="processes to use (1)")
-    why = commands.add_parser(
-        "diagnose",
-        help="name the known mistake that explains a failing subject",
-        description="Ask a subject for examples, and find the wrong rule, or the two, under which the oracle makes "
-        "exactly what it makes. A subject of which nothing is wrong gets no diagnosis.",
-        epilog="exit status: 0 nothing is wrong, 1 something is, 3 the subject could not be asked",
-    )
-    why.add_argument("--subject", required=True, type=_designator, metavar="DESIGNATOR", help="as for run")
-    why.add_argument("--timeout", default="", type=_timeouts, metavar="NAME=SECONDS,…", help="as for run")
-    why.add_argument(
-        "--seconds", type=_seconds, default=30.0, metavar="S", help="how long to look for pairs of mistakes (30)"
-    )
-    again = commands.add_parser(
-        "replay",
-        help="send a saved request to a port again, and say what is wrong with its reply",
-        description="Send a saved request to a port again; print the request, the reply and what the oracle says.",
-    )
-    again.add_argument("file", type=Path, metavar="FILE", help="a request that a failing run saved")
-    again.add_argument("--subject", required=True, type=_designator, metavar="DESIGNATOR", help="'cmd:./port --flag'")
-    again.add_argument("--timeout", default="", type=_timeouts, metavar="NAME=SECONDS,…", help="as for run")
-    start = commands.add_parser(
-        "new-port",
-        help="write the skeleton of a port",
-        description="Write the skeleton of a port, which answers `hello` and says of the rest that it is not written.",
-    )
-    start.add_argument("language", choices=("python", "c", "js", "rust"), metavar="LANG", help="python, c, js or rust")
-    start.add_argument("folder", type=Path, metavar="DIR", help="where to write it; made if it is not there")
-    listing = commands.add_parser(
-        "list", help="print the clauses of the specification", description="Print the clauses of the specification."
-    )
-    listing.add_argument("--clause", type=_clause, metavar="ID", help="this clause (3.6) or chapter (3) only")
-    return top
 
 
 def _list(wanted: str | None) -> int:
@@ -233,8 +70,10 @@ def _judge(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from spec_tests import plugin
-    from spec_tests.report.terminal import Live, Run, show
+    from spec_tests.report.model import Diagnosed, Report, now
+    from spec_tests.report.terminal import Live, Run, show, summary
 
+    started, clock = now(), monotonic()
     sys.path.insert(0, str(Path.cwd()))
     seed = plugin.resolve_seed(options.profile, options.seed)
     run = Run(options.subject, options.profile, seed)
@@ -277,16 +116,50 @@ def _judge(options: argparse.Namespace) -> int:
     entries = options.known_failures
     compared = known_failures.compare(entries, verdict) if entries is not None else None
     all_known = compared is not None and not compared.differences
-    diagnosis = [] if options.no_diagnosis or all_known else _explained(options, verdict)
+    diagnosis = Diagnosed() if options.no_diagnosis or all_known else _explained(options, verdict)
     try:
-        show(verdict, run, console, diagnosis, compared)
+        show(verdict, run, console, diagnosis.lines, compared, diagnosis.explained, options.unfolded)
         if options.write_known_failures:
             told = known_failures.update(options.write_known_failures, verdict)
             console.print(told, markup=False, soft_wrap=True)
     except (BrokenPipeError, SystemExit):
         # rich leaves with 1 where the reader of a pipe went away; the status is to be that of the verdict.
         _drop_output()
-    return compared.status(verdict) if compared is not None else verdict.exit_status()
+    status = compared.status(verdict) if compared is not None else verdict.exit_status()
+    if options.report is None:
+        return status
+    report = Report(
+        verdict,
+        options.subject,
+        options.profile,
+        seed,
+        tuple(options.clause),
+        diagnosis=diagnosis,
+        started=started.isoformat(timespec="seconds"),
+        seconds=monotonic() - clock,
+        summary=(compared.summary(verdict) if compared is not None else "") or summary(verdict),
+        command=shlex.join(["mdnc-spec", *options.given]),
+        known=tuple(compared.expected) if compared is not None else (),
+        status=status,
+    )
+    return _write(report, options.report, console)
+
+
+def _write(report: Report, folder: Path, console: Console) -> int:
+    """Write the files of a report; return the status of the verdict, or 3 if it is 0 and they could not be written."""
+    from spec_tests.report.files import write_report
+
+    try:
+        page = write_report(report, folder)
+    except OSError as error:
+        sys.stdout.flush()
+        print(f"mdnc-spec: the report could not be written to {folder}: {error}", file=sys.stderr)
+        return report.exit_status or NOT_JUDGED
+    try:
+        console.print(f"report: {page}", markup=False, soft_wrap=True)
+    except (BrokenPipeError, SystemExit):
+        _drop_output()
+    return report.exit_status
 
 
 def _one_thread() -> None:
@@ -295,18 +168,27 @@ def _one_thread() -> None:
         os.environ.setdefault(name, "1")
 
 
-def _explained(options: argparse.Namespace, verdict: Verdict) -> list[str]:
-    """The diagnosis of a subject whose numbers break a clause, as lines."""
+def _explained(options: argparse.Namespace, verdict: Verdict) -> Diagnosed:
+    """The diagnosis of a subject whose numbers break a clause."""
+    from dataclasses import fields
+
+    from spec_tests.report.model import Diagnosed
+
     numeric = {c for c in verdict.broken() if all_clauses()[c].chapter in NUMERIC_CHAPTERS}
     if not numeric or verdict.interrupted:
-        return []
+        return Diagnosed()
     from spec_tests.diagnosis import SECONDS, diagnose_designator
+    from spec_tests.oracle import Rules
     from spec_tests.subjects.base import SubjectError
 
     try:
-        return diagnose_designator(options.subject, options.timeout, SECONDS).lines()
+        found = diagnose_designator(options.subject, options.timeout, SECONDS)
     except (SubjectError, KeyboardInterrupt) as error:
-        return [f"There is none: {error or 'interrupted'}"]
+        return Diagnosed((f"There is none: {error or 'interrupted'}",))
+    changes = found.explanations[0].changes if found.certain else ()
+    clause_of = {item.name: item.metadata["clause"] for item in fields(Rules)}
+    clauses = tuple(clause_of[name] for name, _ in changes)
+    return Diagnosed(tuple(found.lines()), found.certain and not found.errors, changes, clauses)
 
 
 def _diagnose(options: argparse.Namespace) -> int:
@@ -335,6 +217,54 @@ def _replay(options: argparse.Namespace) -> int:
     return replay(options.file, options.subject, options.timeout)
 
 
+def _reports(options: argparse.Namespace) -> list[Report]:
+    from spec_tests.report.model import merged, read
+
+    return merged([read(path) for path in options.reports])
+
+
+def _matrix(options: argparse.Namespace) -> int:
+    from spec_tests.report import matrix
+    from spec_tests.report.files import write_all
+
+    try:
+        reports = _reports(options)
+    except ValueError as error:
+        print(f"mdnc-spec matrix: {error}", file=sys.stderr)
+        return NOT_JUDGED
+    print(matrix.markdown(reports))
+    status = matrix.status(reports)
+    if options.report is not None:
+        try:
+            write_all(options.report, {"matrix.md": matrix.markdown(reports), "matrix.html": matrix.html(reports)})
+        except OSError as error:
+            print(f"mdnc-spec matrix: {options.report} could not be written: {error}", file=sys.stderr)
+            return status or NOT_JUDGED
+    return status
+
+
+def _merge(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from spec_tests.report.terminal import Run, show
+
+    try:
+        reports = _reports(options)
+        if len(reports) != 1:
+            raise ValueError(
+                f"these are {len(reports)} runs and must be the shards of one: the same subject, profile, seed and "
+                "clauses; matrix shows several"
+            )
+    except ValueError as error:
+        print(f"mdnc-spec merge: {error}", file=sys.stderr)
+        return NOT_JUDGED
+    [report] = reports
+    told, console = report.diagnosis, Console(highlight=False)
+    run = Run(report.subject, report.profile, report.seed)
+    show(report.verdict, run, console, told.lines, explained=told.explained, unfolded=options.unfolded)
+    return report.exit_status if options.report is None else _write(report, options.report, console)
+
+
 def _new_port(options: argparse.Namespace) -> int:
     from spec_tests.new_port import new_port
 
@@ -351,6 +281,8 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "list": lambda options: _list(options.clause),
     "diagnose": _diagnose,
     "replay": _replay,
+    "matrix": _matrix,
+    "merge": _merge,
     "new-port": _new_port,
 }
 
@@ -358,6 +290,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
     options = parser().parse_args(arguments)
+    options.given = sys.argv[1:] if arguments is None else arguments
     try:
         status = COMMANDS[options.command](options)
         sys.stdout.flush()

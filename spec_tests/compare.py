@@ -87,6 +87,17 @@ class Example:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor that broke a clause: what was got, the value and the bound of each element, and who may have done it."""
+
+    name: str
+    got: Array
+    value: Array
+    bound: Array
+    suspects: tuple[str, ...] = ()
+
+
 class NonConformance(AssertionError):
     """The implementation under test breaks a clause.
 
@@ -95,11 +106,15 @@ class NonConformance(AssertionError):
         what: the thing that was looked at, such as "shape of conv2.2.weight".
         got, expected: as text; `expected` is what the clause allows.
         example: code of the smallest known example.
+        arguments: those of the block in the example.
+        tensor: the numbers, if it is one that was looked at; a report draws them.
     """
 
-    def __init__(self, clause: str, what: str, got: str, expected: str, example: Example) -> None:
+    def __init__(
+        self, clause: str, what: str, got: str, expected: str, example: Example, tensor: Tensor | None = None
+    ) -> None:
         self.clause, self.what, self.got, self.expected = clause, what, got, expected
-        self.example = example.code()
+        self.example, self.arguments, self.tensor = example.code(), example.arguments, tensor
         super().__init__(f"clause {clause}: {what}\n  got       {got}\n  expected  {expected}\n{self.example}")
 
     def __reduce__(self) -> tuple[Any, ...]:

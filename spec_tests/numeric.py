@@ -13,7 +13,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from spec_tests import compare
-from spec_tests.compare import Example, NonConformance, holds
+from spec_tests.compare import Example, NonConformance, Tensor
 from spec_tests.config import ACTIVATORS, LAYER_ORDERS, NORMALIZERS, BlockConfig, render_call
 from spec_tests.generators import draw_input, draw_state, representable
 from spec_tests.laws import Law, unchanged
@@ -189,9 +189,11 @@ def inspect(
         got += f", the worst; the first is {first.got!r} at {list(first.index)}"
         allowed += f", the worst; the first should be {first.value!r} ± {first.bound:.3g}"
     allowed += f"; {verdict.outside:.1%} of the elements are outside their bounds"
+    layers = suspects(run, name)
     if name not in ("y", "dx"):
-        allowed += f"; the error entered at one of {', '.join(suspects(run, name))}"
-    raise NonConformance(clause, what, got, allowed, example)
+        allowed += f"; the error entered at one of {', '.join(layers)}"
+    tensor = Tensor(name, actual, expected.value, expected.bound, layers)
+    raise NonConformance(clause, what, got, allowed, example, tensor)
 
 
 def grade(numeric: Numeric, y: Array) -> None:
@@ -230,6 +232,9 @@ def same_within(clause: str, what: str, one: Array, two: Array, bound: Array, ex
         error = np.abs(one.astype(np.float64) - two.astype(np.float64))
     good = (error <= bound) | np.isinf(bound) | (np.isnan(one) & np.isnan(two))
     worst = np.unravel_index(int(np.argmax(np.where(good, -1.0, error))), good.shape) if good.size else ()
-    got = "" if good.all() else f"{one[worst]!r} and {two[worst]!r} at {[int(i) for i in worst]}"
-    allowed = "" if good.all() else f"a difference of at most {bound[worst]:.3g}"
-    holds(clause, what, bool(good.all()), got, allowed, example)
+    compare.REACHED[clause] += 1
+    if good.all():
+        return
+    got = f"{one[worst]!r} and {two[worst]!r} at {[int(i) for i in worst]}"
+    allowed = f"a difference of at most {bound[worst]:.3g}"
+    raise NonConformance(clause, what, got, allowed, example, Tensor("difference", one, two, bound))

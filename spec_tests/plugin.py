@@ -31,6 +31,7 @@ RATIO: pytest.StashKey[dict[str, float]] = pytest.StashKey()
 STRICT: pytest.StashKey[tuple[int, int]] = pytest.StashKey()
 CONDUCT: pytest.StashKey[list[str]] = pytest.StashKey()
 SCOPE: pytest.StashKey[tuple[list[str], list[str]]] = pytest.StashKey()
+ABOUT: pytest.StashKey[dict[str, Any]] = pytest.StashKey()
 
 T = TypeVar("T")
 
@@ -127,9 +128,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["mdnc_spec_scope"] = session.config.stash.get(SCOPE, ([], []))
         session.config.workeroutput["mdnc_spec_conduct"] = session.config.stash.get(CONDUCT, [])
+        session.config.workeroutput["mdnc_spec_subject"] = session.config.stash.get(ABOUT, {})
     complaints: list[str] = session.config.stash.get(CONDUCT, [])
     for collector in _collectors(session.config):
         collector.verdict.conduct += complaints
+        about: dict[str, Any] = session.config.stash.get(ABOUT, {})
+        collector.verdict.subject.update(about)
         collector.verdict.stopped = bool(session.config.getoption("until_first_failure") and session.shouldstop)
 
 
@@ -141,10 +145,22 @@ def subject(request: pytest.FixtureRequest) -> Generator[Subject, None, None]:
         found = load_subject(designator, request.config.getoption("timeout"))
     except SystemExit as error:
         raise SubjectError(f"{designator} cannot be imported: SystemExit: {error}") from error
+    request.config.stash[ABOUT] = _about(found)
     few = strategies.FEW_SHAPES if found.compiles else strategies.Sizes()
     with numeric.arithmetic(found.arithmetic), strategies.sizes(few):
         yield found
     request.config.stash[CONDUCT] = found.close()
+
+
+def _about(subject: Subject) -> dict[str, Any]:
+    """What a report says of a subject; a port adds what it says of itself."""
+    modes = ["training" if training else "evaluation" for training in subject.modes]
+    return {
+        "arithmetic": subject.arithmetic,
+        "modes": modes,
+        "features": sorted(subject.features),
+        "hello": dict(getattr(subject, "hello", {})),
+    }
 
 
 @pytest.fixture
@@ -203,11 +219,21 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     return result
 
 
+def _nonconformance(error: NonConformance) -> Failure:
+    from spec_tests.report.heat import picture, plain_arguments
+
+    failure = Failure(error.clause, error.what, error.got, error.expected, error.example)
+    arguments, tensor = plain_arguments(error.arguments), error.tensor
+    if tensor is None:
+        return replace(failure, arguments=arguments)
+    return replace(failure, arguments=arguments, suspects=tensor.suspects, picture=picture(tensor))
+
+
 def _failure(item: pytest.Item, error: BaseException) -> tuple[str, Failure]:
     """Status and story of an exception: of the subject (failed) or of the suite (errored)."""
     clause = _cited(item)[0]
     if isinstance(error, NonConformance):
-        return "failed", Failure(error.clause, error.what, error.got, error.expected, error.example)
+        return "failed", _nonconformance(error)
     if isinstance(error, (Refused, Crashed)):
         got = error.message if isinstance(error, Refused) else error.error
         return "failed", Failure(clause, "a call that must succeed", got, "a result", error.doing)
@@ -285,6 +311,7 @@ def pytest_runtest_makereport(
         inapplicable,
         item.stash.get(STRICT, (0, 0)),
         saved,
+        round(report.duration, 4),
     )
     # xdist carries plain attributes of a report from the worker to the controller.
     report.mdnc_spec = outcome.to_json()  # type: ignore[attr-defined]
@@ -306,6 +333,7 @@ class Collector:
         if "mdnc_spec_scope" in output:
             self.scope(*output["mdnc_spec_scope"])
         self.verdict.conduct += output.get("mdnc_spec_conduct", [])
+        self.verdict.subject.update(output.get("mdnc_spec_subject", {}))
         if error:
             self.verdict.troubles.append(f"a worker process ended early: {error}")
 

@@ -13,13 +13,24 @@ CONFORMS, BROKEN, PARTIAL, NOT_JUDGED, INTERRUPTED = 0, 1, 2, 3, 130
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a test failed or errored: `clause` may be empty for an error of the suite."""
+    """Why a test failed or errored: `clause` may be empty for an error of the suite.
+
+    `arguments` are those of the block, where they are legal; `suspects` the layers at which the error of a tensor
+    could have entered; `picture` shows |error| / bound of the tensor (see `report.heat`). All are plain data.
+    """
 
     clause: str
     what: str
     got: str
     expected: str
     example: str
+    arguments: dict[str, Any] | None = field(default=None, compare=False)
+    suspects: tuple[str, ...] = field(default=(), compare=False)
+    picture: dict[str, Any] | None = field(default=None, compare=False)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Failure:
+        return cls(**{**data, "suspects": tuple(data.get("suspects", ()))})
 
 
 @dataclass(frozen=True)
@@ -29,7 +40,8 @@ class TestOutcome:
     `reached` counts the checks of each clause; `missing` is the feature that the subject lacks; `vacuous`
     counts the numeric examples of each clause that said nothing, and `ratio` is the largest error of each
     clause in units of its bound. `inapplicable` are clauses that say nothing of this kind of subject, `strict`
-    how many examples were within the strict bounds, and of how many. `request` is the file that replays the last call.
+    how many examples were within the strict bounds, and of how many. `request` is the file that replays the last call,
+    `seconds` how long the test took.
     """
 
     test: str
@@ -43,13 +55,14 @@ class TestOutcome:
     inapplicable: tuple[str, ...] = ()
     strict: tuple[int, int] = (0, 0)
     request: str = ""
+    seconds: float = field(default=0.0, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> TestOutcome:
-        failure = Failure(**data["failure"]) if data["failure"] else None
+        failure = Failure.from_json(data["failure"]) if data["failure"] else None
         tuples = {name: tuple(data[name]) for name in ("clauses", "inapplicable", "strict")}
         return cls(**{**data, **tuples, "failure": failure})
 
@@ -71,6 +84,8 @@ class Verdict:
     conduct: list[str] = field(default_factory=list)
     # The run ended at the first broken clause, as it was told.
     stopped: bool = False
+    # What the subject says of itself: its arithmetic, modes and features.
+    subject: dict[str, Any] = field(default_factory=dict)
 
     def failures(self) -> list[TestOutcome]:
         """Failed tests, in the order of their broken clauses."""

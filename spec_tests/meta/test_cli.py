@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from spec_tests import __version__, cli
+from spec_tests.arguments import parser
 from spec_tests.clauses import all_chapters, all_clauses, select
 from spec_tests.meta.processes import REFERENCE, ROOT, Ended, environment, mdnc_spec, mdnc_spec_many, run_arguments
 
@@ -188,4 +189,4 @@ def test_the_command_is_installed_under_its_name() -> None:
     """What a replay line calls is what the package installs."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert 'mdnc-spec = "spec_tests.cli:main"' in text
-    assert json.dumps(cli.parser().prog) == '"mdnc-spec"'
+    assert json.dumps(parser().prog) == '"mdnc-spec"'

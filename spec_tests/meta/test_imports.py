@@ -167,7 +167,7 @@ HEAVY = ("torch", "torchsummary", "pytest", "hypothesis", "numpy", "rich", "mdnc
         "import spec_tests.cli",
         "from spec_tests import cli; cli.main(['list'])",
         "from spec_tests import cli; cli.main(['list', '--clause', '3.6'])",
-        "from spec_tests import cli; cli.parser().format_help()",
+        "from spec_tests import arguments, cli; arguments.parser().format_help()",
     ],
 )
 def test_listing_imports_nothing_heavy(code: str, tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
-"""The verdict in a terminal: live progress, a line a chapter, then the failures."""
+"""The verdict in a terminal: live progress, a line a chapter, then the failures in the order of mending."""
 
 from __future__ import annotations
 
 import shlex
+import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -14,7 +15,11 @@ from rich.text import Text
 
 from spec_tests.clauses import all_chapters, all_clauses
 from spec_tests.known_failures import CONDUCT, Compared
-from spec_tests.verdict import BROKEN, CONFORMS, INTERRUPTED, NOT_JUDGED, PARTIAL, Failure, TestOutcome, Verdict
+from spec_tests.report.folding import NUMERIC, Broken, Cause, brief, causes, reason
+from spec_tests.verdict import BROKEN, CONFORMS, INTERRUPTED, NOT_JUDGED, PARTIAL, Failure, Verdict
+
+# Of one cause: how many rows a screen of 80 columns has for it, and how many lines of its example are told.
+ROWS, COLUMNS, EXAMPLE = 40, 80, 12
 
 _TROUBLE = {
     "failed": "broken",
@@ -115,23 +120,66 @@ def _block(label: str, text: str) -> Text:
     return Text("\n".join(lines))
 
 
-def _show_failure(console: Console, title: Text, failure: Failure, more: int, replay: str) -> None:
-    console.print()
-    console.print(title)
+def _rows(text: Text) -> int:
+    return sum(-(-len(line) // COLUMNS) or 1 for line in text.plain.split("\n"))
+
+
+def _story(failure: Failure, replay: str) -> Iterator[Text]:
+    """What is told of a failure, a label each."""
+    example = failure.example.splitlines()
+    if len(example) > EXAMPLE:
+        example[EXAMPLE - 1 :] = [f"# … and {len(example) - EXAMPLE + 1} more lines"]
     for label, text in (
         ("what", failure.what),
-        ("example", failure.example),
+        ("reason", reason(failure) if failure.clause else ""),
+        ("example", "\n".join(example)),
         ("got", failure.got),
         ("expected", failure.expected),
         ("replay", replay),
     ):
         if text:
-            console.print(_block(label, text), soft_wrap=True)
-    if more:
-        console.print(_block("also", f"{more} more tests of this clause failed"))
+            yield _block(label, text)
 
 
-def _summary(verdict: Verdict) -> str:
+def _also(cause: Cause, rows: int) -> Iterator[Text]:
+    """What is folded under a cause: a line each as long as there are rows for it, then the ids alone."""
+    if cause.broken.more:
+        yield _block("also", f"{cause.broken.more} more tests of this clause failed")
+    reasons: dict[str, list[Broken]] = {}
+    for broken, why in cause.folded:
+        reasons.setdefault(why, []).append(broken)
+    # Rows for the heads and, in the worst case, for the ids of all are kept.
+    rows -= 3 * len(reasons) + len(cause.folded) // 10
+    for why, found in reasons.items():
+        number = len(found) if len(found) <= rows else max(rows, 0)
+        rows -= number
+        width = COLUMNS - 14
+        lines = [textwrap.shorten(f"{b.clause:<5} {brief(b.failure)}", width, placeholder=" …") for b in found[:number]]
+        rest = ", ".join(b.clause for b in found[number:])
+        more = textwrap.wrap(f"{len(found) - number} more: {rest}", width) if rest else []
+        yield _block("also", "\n".join([f"{why}:", *lines, *more]))
+
+
+def _show_cause(console: Console, cause: Cause, run: Run, diagnosis: Sequence[Text]) -> None:
+    broken = cause.broken
+    word, style = ("FAILED", "bold red") if broken.level == "MUST" else ("ADVICE", "bold yellow")
+    title = Text.assemble((f"{word} {cause.clause}", style), f" {broken.level}: {all_clauses()[cause.clause].text}")
+    told = list(_story(broken.failure, run.replay(cause.clause, broken.outcome.request)))
+    told += _also(cause, ROWS - 2 - sum(map(_rows, (title, *told, *diagnosis))))
+    console.print()
+    console.print(title)
+    for text in (*told, *diagnosis):
+        console.print(text, soft_wrap=True)
+
+
+def _show_error(console: Console, failure: Failure) -> None:
+    console.print()
+    console.print(Text("ERROR", "bold magenta"))
+    for text in _story(failure, ""):
+        console.print(text, soft_wrap=True)
+
+
+def summary(verdict: Verdict) -> str:
     status = verdict.exit_status()
     clauses = verdict.clause_status()
     holding = sum(s == "passed" for s in clauses.values())
@@ -152,9 +200,18 @@ def _summary(verdict: Verdict) -> str:
 
 
 def show(
-    verdict: Verdict, run: Run, console: Console, diagnosis: Sequence[str] = (), known: Compared | None = None
+    verdict: Verdict,
+    run: Run,
+    console: Console,
+    diagnosis: Sequence[str] = (),
+    known: Compared | None = None,
+    explained: Sequence[str] = (),
+    unfolded: bool = False,
 ) -> None:
-    """Print the verdict, the lines of a diagnosis if there is one, and what a file of known failures makes of it."""
+    """Print the verdict, the lines of a diagnosis if there is one, and what a file of known failures makes of it.
+
+    `explained` are the clauses that a certain diagnosis names; `unfolded` tells every broken clause in full.
+    """
     expected = known.expected if known is not None else {}
     for line in chapter_lines(verdict):
         console.print(Text(line), soft_wrap=True)
@@ -169,27 +226,21 @@ def show(
         grade = "strict" if held == graded else "lenient"
         told_grade = f"grade: {grade} ({held} of {graded} graded examples are within the strict bounds)"
         console.print(Text(told_grade), soft_wrap=True)
-    by_clause: dict[str, list[TestOutcome]] = {}
-    for outcome in verdict.failures():
-        if outcome.failure and outcome.test not in expected:
-            by_clause.setdefault(outcome.failure.clause, []).append(outcome)
-    for clause, outcomes in by_clause.items():
-        level = all_clauses()[clause].level
-        word, style = ("FAILED", "bold red") if level == "MUST" else ("ADVICE", "bold yellow")
-        title = Text.assemble((f"{word} {clause}", style), f" {level}: {all_clauses()[clause].text}")
-        first = outcomes[0]
-        if first.failure:
-            _show_failure(console, title, first.failure, len(outcomes) - 1, run.replay(clause, first.request))
-    if diagnosis:
+    told_lines = [Text("DIAGNOSIS", "bold cyan"), *(Text(f"    {line}") for line in diagnosis)] if diagnosis else []
+    for cause in causes(verdict, explained, expected, unfolded):
+        # The diagnosis is that of the numbers: it stands by the first cause that has any.
+        here = told_lines if any(broken.chapter in NUMERIC for broken in cause.all()) else []
+        told_lines = [] if here else told_lines
+        _show_cause(console, cause, run, here)
+    if told_lines:
         console.print()
-        console.print(Text("DIAGNOSIS", "bold cyan"))
-        for line in diagnosis:
-            console.print(Text(f"    {line}"), soft_wrap=True)
+    for line_of_it in told_lines:
+        console.print(line_of_it, soft_wrap=True)
     told: set[Failure] = set()
     for outcome in verdict.errors():
         if outcome.failure and outcome.failure not in told and outcome.test not in expected:
             told.add(outcome.failure)
-            _show_failure(console, Text("ERROR", "bold magenta"), outcome.failure, 0, "")
+            _show_error(console, outcome.failure)
     for trouble in verdict.troubles:
         console.print(Text(f"ERROR {trouble}", "magenta"), soft_wrap=True)
     unreached = [c for c, s in verdict.clause_status().items() if s == "unreached"]
@@ -213,5 +264,5 @@ def show(
     console.print()
     status = known.status(verdict) if known is not None else verdict.exit_status()
     style = {CONFORMS: "bold green", BROKEN: "bold red"}.get(status, "bold yellow")
-    summary = (known.summary(verdict) if known is not None else "") or _summary(verdict)
-    console.print(Text(f"{run.subject} {summary}", style), soft_wrap=True)
+    last = (known.summary(verdict) if known is not None else "") or summary(verdict)
+    console.print(Text(f"{run.subject} {last}", style), soft_wrap=True)

@@ -1,0 +1,228 @@
+"""The arguments of the command line: what is allowed, and what is told of the rest."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from spec_tests import __version__, known_failures
+from spec_tests.clauses import select
+from spec_tests.verdict import NOT_JUDGED
+
+RUN_HELP = """\
+examples:
+  mdnc-spec run --subject py:mdnc.modules.resnet:BlockBottleneck2d
+  mdnc-spec run --subject py:mypackage.blocks:Bottleneck --clause 3
+  mdnc-spec run --subject py:mypackage.blocks:Bottleneck --profile thorough --seed 7 -n 2
+
+exit status:
+  0    conforms: every MUST clause that was judged holds
+  1    does not conform: at least one MUST clause is broken
+  2    partial: what was judged holds, but the subject does not offer everything
+  3    could not be judged: bad arguments, no such subject, or an error of the suite
+  130  interrupted
+"""
+
+
+MANY_STATUS = (
+    "exit status: 0 all conform, 1 one does not, 3 one could not be judged or a report cannot be read, 2 one is partial"
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse exits with 2, which means "partial" here."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(NOT_JUDGED, f"{self.prog}: {message}\n")
+
+
+def _workers(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
+    return int(text)
+
+
+def _folder(text: str) -> Path:
+    """A folder to write into, which need not be there yet."""
+    path = Path(text).absolute()
+    if not text or (path.exists() and not path.is_dir()):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a folder, or the name of a new one")
+    return path
+
+
+def _clause(text: str) -> str:
+    try:
+        select(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
+
+def _designator(text: str) -> str:
+    from spec_tests.subjects import check_designator
+
+    try:
+        check_designator(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 86400:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number of seconds above 0")
+    return seconds
+
+
+def _timeouts(text: str) -> str:
+    from spec_tests.subjects.process import Timeouts
+
+    try:
+        Timeouts.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
+
+def parser() -> argparse.ArgumentParser:
+    top = Parser(prog="mdnc-spec", description="The executable specification of MDNC's BlockBottleneck2d.")
+    top.add_argument("--version", action="version", version=f"mdnc-spec {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    run = commands.add_parser(
+        "run",
+        help="judge an implementation, clause by clause",
+        description="Judge an implementation, clause by clause.",
+        epilog=RUN_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    run.add_argument(
+        "--subject",
+        required=True,
+        type=_designator,
+        metavar="DESIGNATOR",
+        help="the implementation: py:package.module:Class, a torch module class (the current directory is searched "
+        "too), or 'cmd:./port --flag', a port that answers as spec_tests/PROTOCOL.md says",
+    )
+    run.add_argument(
+        "--clause",
+        action="append",
+        default=[],
+        type=_clause,
+        metavar="ID",
+        help="judge this clause (3.6) or chapter (3) only; may be repeated",
+    )
+    run.add_argument(
+        "--profile",
+        choices=("smoke", "default", "thorough"),
+        default="default",
+        help="how many examples are drawn; smoke and default draw the same ones at every run, thorough draws new ones",
+    )
+    run.add_argument("--seed", type=int, metavar="N", help="draw the examples from this seed (thorough prints its own)")
+    run.add_argument(
+        "--timeout",
+        default="",
+        type=_timeouts,
+        metavar="NAME=SECONDS,…",
+        help="how long a port may take: start=60, first=60 (first call of a kind), call=10, stop=5",
+    )
+    run.add_argument(
+        "--requests",
+        metavar="DIR",
+        help="where the last request of a failed test is saved (a new folder among the temporary files)",
+    )
+    run.add_argument(
+        "--report",
+        type=_folder,
+        metavar="DIR",
+        help="write report.html, a page that needs nothing else, report.json, report.md, junit.xml and badge.json "
+        "into this folder",
+    )
+    run.add_argument(
+        "--unfolded",
+        action="store_true",
+        help="tell every broken clause in full, instead of those that follow from another one in a line below it",
+    )
+    run.add_argument(
+        "--until-first-failure",
+        action="store_true",
+        help="stop at the first broken MUST clause: mend it, run again, and be led through the specification",
+    )
+    run.add_argument(
+        "--no-diagnosis",
+        action="store_true",
+        help="do not look for the known mistake that explains a failing subject (at most 10 s)",
+    )
+    known = run.add_mutually_exclusive_group()
+    known.add_argument(
+        "--known-failures",
+        type=known_failures.argument,
+        metavar="FILE",
+        help="failures that are known, a line each: test id | clause | outcome | message prefix | link; the run fails "
+        "if it differs from them in any way",
+    )
+    known.add_argument(
+        "--write-known-failures",
+        type=known_failures.target,
+        metavar="FILE",
+        help="write such a file, in which the links are yours to fill in; those that FILE has are kept",
+    )
+    run.add_argument("-n", dest="workers", type=_workers, default=1, metavar="WORKERS", help="processes to use (1)")
+    why = commands.add_parser(
+        "diagnose",
+        help="name the known mistake that explains a failing subject",
+        description="Ask a subject for examples, and find the wrong rule, or the two, under which the oracle makes "
+        "exactly what it makes. A subject of which nothing is wrong gets no diagnosis.",
+        epilog="exit status: 0 nothing is wrong, 1 something is, 3 the subject could not be asked",
+    )
+    why.add_argument("--subject", required=True, type=_designator, metavar="DESIGNATOR", help="as for run")
+    why.add_argument("--timeout", default="", type=_timeouts, metavar="NAME=SECONDS,…", help="as for run")
+    why.add_argument(
+        "--seconds", type=_seconds, default=30.0, metavar="S", help="how long to look for pairs of mistakes (30)"
+    )
+    again = commands.add_parser(
+        "replay",
+        help="send a saved request to a port again, and say what is wrong with its reply",
+        description="Send a saved request to a port again; print the request, the reply and what the oracle says.",
+    )
+    again.add_argument("file", type=Path, metavar="FILE", help="a request that a failing run saved")
+    again.add_argument("--subject", required=True, type=_designator, metavar="DESIGNATOR", help="'cmd:./port --flag'")
+    again.add_argument("--timeout", default="", type=_timeouts, metavar="NAME=SECONDS,…", help="as for run")
+    start = commands.add_parser(
+        "new-port",
+        help="write the skeleton of a port",
+        description="Write the skeleton of a port, which answers `hello` and says of the rest that it is not written.",
+    )
+    start.add_argument("language", choices=("python", "c", "js", "rust"), metavar="LANG", help="python, c, js or rust")
+    start.add_argument("folder", type=Path, metavar="DIR", help="where to write it; made if it is not there")
+    table = commands.add_parser(
+        "matrix",
+        help="print the table implementation x chapter of several reports",
+        description="Print the table implementation x chapter of several reports, as Markdown. The reports of all "
+        "shards of a run make one row; a shard that is missing is said.",
+        epilog=MANY_STATUS,
+    )
+    one = commands.add_parser(
+        "merge",
+        help="make one verdict of the reports of a run's shards",
+        description="Make one verdict of the reports of all shards of a run, and tell it as run does.",
+        epilog="exit status: that of the verdict, as for run; 3 if the reports are not those of one run",
+    )
+    for reader in (table, one):
+        reader.add_argument(
+            "reports", nargs="+", type=Path, metavar="DIR", help="a folder that --report wrote, or its report.json"
+        )
+    table.add_argument("--report", type=_folder, metavar="DIR", help="write matrix.html and matrix.md into this folder")
+    one.add_argument("--report", type=_folder, metavar="DIR", help="as for run: the files of the whole")
+    one.add_argument("--unfolded", action="store_true", help="as for run")
+    listing = commands.add_parser(
+        "list", help="print the clauses of the specification", description="Print the clauses of the specification."
+    )
+    listing.add_argument("--clause", type=_clause, metavar="ID", help="this clause (3.6) or chapter (3) only")
+    return top

@@ -1,0 +1,178 @@
+"""The order in which failures are to be mended, and the cascades folded under their causes.
+
+Chapters come in the order in which one spoils the next: arguments, structure, shapes, state, values, statistics,
+gradients, invariances, the summary. A clause goes under an earlier one by the first of these rules that holds:
+
+1. Same words: the same thing was looked at and the same was got, numbers in it aside (one error ends many calls).
+2. Structure: chapter 2 is broken, and the failure is a call that had to succeed, one of the summary, or of a clause
+   that counts or lists what the structure holds.
+3. One diagnosis: it alone explains every number, so all numeric failures go under the first of them, which is the
+   clause that the diagnosis names if that one is broken.
+4. Numbers: without such a diagnosis they go under the broken structure, if there is any, and else under the first
+   wrong output of chapter 4. What goes under may have a cause of its own too; it comes up when the first is mended.
+
+Advice (SHOULD) goes under nothing but rule 1. Nothing is dropped: each broken clause is a cause or under one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+
+from spec_tests.clauses import all_clauses, sort_key
+from spec_tests.verdict import Failure, TestOutcome, Verdict
+
+MENDING = (1, 2, 3, 7, 4, 6, 5, 9, 8)
+STRUCTURE, SUMMARY, VALUES = 2, 8, 4
+NUMERIC = (4, 5, 6, 9)
+LISTING = ("2.20", "2.21", "2.22", "2.23", "7.1")
+CALL = "a call that must succeed"
+SAME, BUILT, EXPLAINED, SPOILED, FOLLOWS, SHARED = (
+    "the same happens here",
+    "follows from the structure",
+    "explained by the same diagnosis",
+    "its numbers need the right structure",
+    "probably follows from it",
+    "another wrong output, perhaps of the same cause",
+)
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A broken clause: the first failure of it, and how many more of its tests failed."""
+
+    clause: str
+    outcome: TestOutcome
+    failure: Failure
+    more: int = 0
+
+    @property
+    def chapter(self) -> int:
+        return all_clauses()[self.clause].chapter
+
+    @property
+    def level(self) -> str:
+        return all_clauses()[self.clause].level
+
+
+@dataclass
+class Cause:
+    """A failure to mend, and what is folded under it: each with the reason."""
+
+    broken: Broken
+    folded: list[tuple[Broken, str]] = field(default_factory=list)
+
+    @property
+    def clause(self) -> str:
+        return self.broken.clause
+
+    def all(self) -> list[Broken]:
+        return [self.broken, *(broken for broken, _ in self.folded)]
+
+
+def broken_clauses(verdict: Verdict, without: Collection[str] = ()) -> list[Broken]:
+    """The broken clauses in the order of mending, without those of the tests in `without`."""
+    found: dict[str, list[TestOutcome]] = {}
+    for outcome in verdict.failures():
+        if outcome.failure and outcome.test not in without:
+            found.setdefault(outcome.failure.clause, []).append(outcome)
+    ordered = sorted(found, key=lambda c: (MENDING.index(all_clauses()[c].chapter), sort_key(c)))
+    return [Broken(c, found[c][0], f, len(found[c]) - 1) for c in ordered if (f := found[c][0].failure) is not None]
+
+
+def causes(
+    verdict: Verdict, explained: Collection[str] = (), without: Collection[str] = (), unfolded: bool = False
+) -> list[Cause]:
+    """The causes in the order of mending.
+
+    `explained` are the clauses that a diagnosis which explains everything names; `without` are tests left out.
+    """
+    broken = broken_clauses(verdict, without)
+    if unfolded:
+        return [Cause(b) for b in broken]
+    if explained:
+        # What the diagnosis names leads the numbers.
+        first = next((b for b in broken if b.clause in explained and _numeric(b)), None)
+        if first is not None:
+            at = next(i for i, b in enumerate(broken) if _numeric(b))
+            broken.remove(first)
+            broken.insert(at, first)
+    found: list[Cause] = []
+    for one in broken:
+        under, why = _under(one, found, bool(explained))
+        if under is None:
+            found.append(Cause(one))
+        else:
+            under.folded.append((one, why))
+    return found
+
+
+def _under(one: Broken, found: Iterable[Cause], explained: bool) -> tuple[Cause | None, str]:
+    earlier = list(found)
+    for cause in earlier:
+        if _words(cause.broken.failure) == _words(one.failure):
+            return cause, SAME
+    if one.level != "MUST":
+        return None, ""
+    earlier = [cause for cause in earlier if cause.broken.level == "MUST"]
+    structure = next((c for c in earlier if c.broken.chapter == STRUCTURE), None)
+    if structure is not None and (one.failure.what == CALL or one.chapter == SUMMARY or one.clause in LISTING):
+        return structure, BUILT
+    if not _numeric(one):
+        return None, ""
+    number = next((c for c in earlier if _numeric(c.broken)), None)
+    if explained:
+        return (number, EXPLAINED) if number is not None else (None, "")
+    if structure is not None:
+        return structure, SPOILED
+    if number is not None and number.broken.chapter == VALUES:
+        return number, SHARED if one.chapter == VALUES else FOLLOWS
+    return None, ""
+
+
+def _numeric(broken: Broken) -> bool:
+    return broken.chapter in NUMERIC and broken.failure.what != CALL
+
+
+def _words(failure: Failure) -> tuple[str, str]:
+    if failure.picture is not None:
+        # Numbers are what it is about.
+        return failure.clause, ""
+    return tuple(re.sub(r"\d+", "#", text) for text in (failure.what, failure.got))  # type: ignore[return-value]
+
+
+def reason(failure: Failure) -> str:
+    """Why a test failed, in one sentence."""
+    if failure.picture is not None:
+        worst, outside = failure.picture["worst"], failure.picture["outside"]
+        size = f"{_times(worst['ratio'])} times"
+        share = "every element is" if outside == 1 else f"{outside:.1%} of the elements are"
+        return f"The worst error is {size} what rounding explains; {share} outside the bounds."
+    if failure.what == CALL:
+        return "A call that must succeed ended in an error."
+    if failure.got == "no error" or failure.got.startswith("an output of shape"):
+        return "It is accepted and must be refused."
+    if not failure.expected:
+        return f"{_capital(failure.what)} is wrong."
+    sentence = f"{_capital(failure.what)}: got {failure.got}, must be {failure.expected}."
+    short = len(sentence) <= 110 and "\n" not in sentence
+    return sentence if short else f"{_capital(failure.what)} is not as it must be."
+
+
+def brief(failure: Failure) -> str:
+    """What is wrong, in a few words."""
+    if failure.picture is not None:
+        ratio = failure.picture["worst"]["ratio"]
+        return f"{failure.what}: {_times(ratio)} times its bound"
+    return f"{failure.what}: {failure.got}"
+
+
+def _times(ratio: float) -> str:
+    if ratio >= 1e6:
+        return "more than a million"
+    return f"{ratio:.3g}" if ratio < 1000 else f"{float(f'{ratio:.3g}'):,.0f}"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
