@@ -6,6 +6,7 @@
     python tools/kill_matrix.py --full --picture m.png   every fault against every clause, as a picture too
     python tools/kill_matrix.py --update              write golden/kill_matrix.csv
     python tools/kill_matrix.py --ports               the faults of the NumPy port, judged over the pipe
+    python tools/kill_matrix.py --liars               is it noticed when a helper of a chapter accepts everything?
     python tools/kill_matrix.py --baselines           what other ways of testing kill, on the same blocks
     python tools/kill_matrix.py --list                the catalogue
 
@@ -113,6 +114,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--update", action="store_true", help="write the recorded matrix, in place of checking it")
     made.add_argument("--picture", type=Path, metavar="FILE", help="write the matrix as a picture (.png, .svg)")
     made.add_argument("--baselines", action="store_true", help="compare with other ways of testing")
+    made.add_argument("--liars", action="store_true", help="replace the chapters' assertion helpers, one at a time")
     made.add_argument("--list", action="store_true", help="print the catalogue")
     return made
 
@@ -141,6 +143,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from tools import kill_baselines
 
         return kill_baselines.compare(entries, console)
+    if options.liars:
+        from tools import kill_liars
+
+        return told(kill_liars.unnoticed(options.csv, lambda tasks: gather(tasks, options, console), console), console)
 
     tasks = tasks_of(options, entries)
     try:
@@ -161,6 +167,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"{options.csv} is written")
     else:
         problems += kill_report.lost(options.csv, fixed, complete=not options.k and not options.ports)
+    return told(problems, console)
+
+
+def told(problems: Sequence[str], console: Console) -> int:
+    """Print what is not as it must be; the exit status."""
     for problem in problems:
         console.print(problem, markup=False)
     console.print("[red]not as it must be" if problems else "all as it must be")

@@ -49,8 +49,9 @@ CPU_LIMIT = 900
 class Task:
     """One block to judge.
 
-    `mode` is ``"until"``, which stops at the first kill by an expected clause, or ``"full"``, which runs all tests;
-    with `port`, the NumPy port has the fault and answers over a pipe.
+    `mode` is ``"until"``, which stops at the first kill by an expected clause, ``"expected"``, which runs all tests of
+    these, or ``"full"``, which runs all tests. With `port`, the NumPy port has the fault and answers over a pipe.
+    `liar` is a helper that accepts everything (see kill_liars.py), whose file judges alone, by the tests of `clause`.
     """
 
     entry: str
@@ -58,6 +59,8 @@ class Task:
     profile: str = "default"
     seed: int | None = None
     port: bool = False
+    liar: str = ""
+    clause: str = ""
 
     @property
     def subject(self) -> str:
@@ -75,6 +78,7 @@ class Result:
         by: the expected clause whose assertion was the first to notice; empty for a survivor.
         killed: every clause that noticed by an assertion, in the order in which they did, with what was told.
         crashed: every clause that noticed only because a call ended in an error.
+        tests: every test that noticed by an assertion.
         troubles: errors of the suite itself, or of the process.
         examples, cpu: blocks that were built, and CPU-seconds, until the kill (or the end).
     """
@@ -83,6 +87,7 @@ class Result:
     by: str = ""
     killed: dict[str, str] = field(default_factory=dict)
     crashed: dict[str, str] = field(default_factory=dict)
+    tests: list[str] = field(default_factory=list)
     troubles: list[str] = field(default_factory=list)
     examples: int = 0
     cpu: float = 0.0
@@ -239,13 +244,20 @@ def _record(result: Result, outcome: TestOutcome) -> str:
         result.crashed.setdefault(failure.clause, story)
         return ""
     result.killed.setdefault(failure.clause, story)
+    result.tests.append(outcome.test)
     return failure.clause
 
 
 def judge(session: pytest.Session, outcomes: Outcomes, task: Task) -> Result:
     """Run the tests in this process, which is the task's own."""
     result, examples = Result(task), _Examples()
-    expected = catalogue.everything()[task.entry].clauses
+    expected = (task.clause,) if task.clause else catalogue.everything()[task.entry].clauses
+    if task.liar:
+        from tools.kill_liars import Lie
+
+        lie = Lie.parse(task.liar)
+        lie.tell()
+        session.items = [item for item in session.items if item.path.stem == lie.file]
     _configure(session.config, session.items, task)
     items, number = _order(session.items, expected)
     begin = time.process_time()
@@ -257,7 +269,7 @@ def judge(session: pytest.Session, outcomes: Outcomes, task: Task) -> Result:
         if not result.by and set(noticed) & set(expected):
             result.by = next(clause for clause in noticed if clause in expected)
             result.examples, result.cpu = examples.count, time.process_time() - begin
-        if task.mode == "until" and (result.by or i + 1 >= number):
+        if (task.mode == "until" and result.by) or (task.mode != "full" and i + 1 >= number):
             break
     if not result.by:
         result.examples, result.cpu = examples.count, time.process_time() - begin

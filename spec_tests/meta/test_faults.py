@@ -115,13 +115,10 @@ def example(seed: int, rule: str, rules: Rules) -> bool:
     return True
 
 
-def cases() -> list[Any]:
-    # The oracle takes γ for the same in all channels that share their statistics; the values are right.
-    wrong = pytest.mark.xfail(reason="the oracle's gradient of a norm over (C, H, W) is wrong for unequal scales")
-    return [pytest.param(n, v, id=f"{n}={v}", marks=[wrong] if v == "CHW" else []) for n, v, _ in alternatives()]
+CASES = [pytest.param(name, value, id=f"{name}={value}") for name, value, _ in alternatives()]
 
 
-@pytest.mark.parametrize(("rule", "value"), cases())
+@pytest.mark.parametrize(("rule", "value"), CASES)
 @pytest.mark.usefixtures("one_thread")
 def test_a_rule_as_a_block_is_that_rule(rule: str, value: Any) -> None:
     """What the block computes is explained by the oracle with that one rule changed, gradients and statistics too."""

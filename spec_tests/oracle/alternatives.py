@@ -202,6 +202,12 @@ def affine(g: Array | None, b: Array | None, how: str) -> tuple[Array | None, Ar
     }[how]
 
 
+def scaled(dy: Bounded, g: Array, arith: Arith) -> Bounded:
+    """The product g dy, rounded once."""
+    size = np.abs(g)
+    return Bounded(g * dy.value, size * dy.bound + arith.gamma(1) * size * dy.magnitude + arith.tiny)
+
+
 def affine_vjp(dg: Bounded, db: Bounded, g: Array, b: Array, how: str) -> tuple[Bounded, Bounded]:
     """The gradients of the parameters from those of the scale and shift that were used."""
 

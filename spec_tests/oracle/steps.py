@@ -200,6 +200,9 @@ class NormStep:
                 dg, db = alternatives.affine_vjp(dg, db, run.state[weight], run.state[bias], self.affine)
             run.add_gradient(weight, dg)
             run.add_gradient(bias, db)
+        if g is not None and 1 in normalized.moments.axes:
+            # Channels that share their statistics have scales of their own, which come before the means.
+            dy, g = alternatives.scaled(dy, g, run.arith), None
         return norm.normalize_vjp(
             normalized,
             g,
