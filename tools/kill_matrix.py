@@ -7,6 +7,7 @@
     python tools/kill_matrix.py --update              write golden/kill_matrix.csv
     python tools/kill_matrix.py --ports               the faults of the NumPy port, judged over the pipe
     python tools/kill_matrix.py --liars               is it noticed when a helper of a chapter accepts everything?
+    python tools/kill_matrix.py --diagnosis           is the right mistake named, of a fault and of a pair?
     python tools/kill_matrix.py --baselines           what other ways of testing kill, on the same blocks
     python tools/kill_matrix.py --list                the catalogue
 
@@ -115,6 +116,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--picture", type=Path, metavar="FILE", help="write the matrix as a picture (.png, .svg)")
     made.add_argument("--baselines", action="store_true", help="compare with other ways of testing")
     made.add_argument("--liars", action="store_true", help="replace the chapters' assertion helpers, one at a time")
+    made.add_argument("--diagnosis", action="store_true", help="measure how often the right mistake is named")
     made.add_argument("--list", action="store_true", help="print the catalogue")
     return made
 
@@ -143,6 +145,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from tools import kill_baselines
 
         return kill_baselines.compare(entries, console)
+    if options.diagnosis:
+        from tools import kill_diagnosis
+
+        return told(kill_diagnosis.measure(entries, options.jobs, console), console)
     if options.liars:
         from tools import kill_liars
 
