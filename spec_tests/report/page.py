@@ -57,6 +57,7 @@ def environment() -> Environment:
     found.filters["inline"] = inline
     found.filters["reason"] = reason
     found.filters["brief"] = brief
+    found.filters["many"] = lambda words: {"holds": "hold", "does not apply": "do not apply"}.get(words, words)
     found.filters["sentence"] = lambda text: text[:1].upper() + text[1:]
     found.filters["cell"] = lambda text: " ".join(str(text).replace("|", "\\|").split())
     found.globals.update(SHOWN=SHOWN, TONES=TONES, LEGEND=LEGEND)

@@ -1,0 +1,270 @@
+"""What a report is made of: the folding of cascades, the terminal, heat maps, diagrams, JUnit."""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from spec_tests.clauses import all_clauses
+from spec_tests.compare import Tensor
+from spec_tests.config import BlockConfig
+from spec_tests.report import drawing, heat
+from spec_tests.report.diagram import diagram
+from spec_tests.report.files import badge
+from spec_tests.report.folding import CALL, MENDING, broken_clauses, causes, reason
+from spec_tests.report.junit import junit
+from spec_tests.report.model import Diagnosed, Report
+from spec_tests.report.page import html, markdown
+from spec_tests.report.terminal import ROWS, Run, show
+from spec_tests.verdict import Failure, Verdict
+from spec_tests.verdict import TestOutcome as Outcome
+
+CLAUSES = list(all_clauses())
+MUST = [c for c in CLAUSES if all_clauses()[c].level == "MUST"]
+
+
+def picture(ratio: float = 12.0) -> dict[str, Any]:
+    tensor = Tensor("y", np.array([[[[1.0, 2.0]]]]), np.array([[[[1.0, 1.0]]]]), np.full((1, 1, 1, 2), 1 / ratio))
+    return heat.picture(tensor)
+
+
+def failed(clause: str, what: str = "a thing", got: str = "1", numbers: bool = False, **more: Any) -> Outcome:
+    failure = Failure(clause, what, got, "2", "block = BlockBottleneck2d(1, 1)", picture=picture() if numbers else None)
+    test = more.pop("test", f"chapters/test_ch{int(clause.split('.', maxsplit=1)[0]):02}_x.py::test_{clause}")
+    return Outcome(test, (clause,), "failed", {clause: 1}, failure, **more)
+
+
+def verdict(*outcomes: Outcome) -> Verdict:
+    return Verdict(list(outcomes), frozenset(CLAUSES), frozenset(CLAUSES))
+
+
+WORDS = ["a thing", "another thing", CALL, "x " * 150, "names of\nthings"]
+OUTCOMES = st.builds(
+    failed,
+    st.sampled_from(CLAUSES),
+    st.sampled_from(WORDS),
+    st.sampled_from(["1", "2", "no error", "<b>&\x00]]>", "y" * 390, "RuntimeError: size 3"]),
+    st.booleans(),
+    test=st.integers(0, 10_000).map(lambda n: f"chapters/test_ch01_x.py::test_{n}"),
+)
+VERDICTS = st.lists(OUTCOMES, max_size=60).map(lambda outcomes: verdict(*outcomes))
+
+
+# ------------------------------------------------------------------ folding
+
+
+@settings(max_examples=150, deadline=None, database=None)
+@given(found=VERDICTS, explained=st.lists(st.sampled_from(CLAUSES), max_size=2))
+def test_folding_loses_no_clause(found: Verdict, explained: list[str]) -> None:
+    """Each broken clause is a cause or under one, once."""
+    folded = [broken.clause for cause in causes(found, explained) for broken in cause.all()]
+    assert sorted(folded) == sorted({o.failure.clause for o in found.failures() if o.failure})
+    tests = sum(1 + broken.more for cause in causes(found, explained) for broken in cause.all())
+    assert tests == len(found.failures())
+    assert [c.clause for c in causes(found, unfolded=True)] == [b.clause for b in broken_clauses(found)]
+
+
+@settings(max_examples=60, deadline=None, database=None)
+@given(found=VERDICTS, certain=st.booleans(), lines=st.integers(0, 6))
+def test_the_terminal_tells_every_clause_and_no_cause_fills_a_screen(found: Verdict, certain: bool, lines: int) -> None:
+    out = io.StringIO()
+    explained = ("4.5",) if certain else ()
+    show(found, Run("py:a:B", "smoke", 3), Console(file=out, width=80), ["A line."] * lines, explained=explained)
+    text = out.getvalue()
+    broken = {o.failure.clause for o in found.failures() if o.failure}
+    blocks = re.split(r"^(?=FAILED |ADVICE )", text, flags=re.MULTILINE)
+    assert len(blocks) - 1 == len(causes(found, explained))
+    told = re.findall(r"(?<![\d.])\d+\.\d+(?![\d.])", "".join(blocks[1:]))
+    assert broken <= set(told)
+    for block in blocks[1:]:
+        rows = sum(-(-len(line) // 80) or 1 for line in block.partition("\n\n")[0].splitlines())
+        assert rows <= ROWS, block
+
+
+def test_the_order_of_mending() -> None:
+    found = verdict(failed("9.2", "i"), failed("4.2", "h"), failed("7.3", "s"), failed("1.2", "a"), failed("3.2", "t"))
+    assert [c.clause for c in causes(found)][:3] == ["1.2", "3.2", "7.3"]
+    assert sorted(MENDING) == sorted({c.chapter for c in all_clauses().values()})
+
+
+def under(*outcomes: Outcome, explained: tuple[str, ...] = ()) -> dict[str, list[str]]:
+    return {c.clause: [b.clause for b, _ in c.folded] for c in causes(verdict(*outcomes), explained)}
+
+
+def test_a_broken_structure_comes_before_what_it_spoils() -> None:
+    numbers = [failed(c, "the output", numbers=True) for c in ("4.1", "5.1", "6.1")]
+    found = under(*numbers, failed("2.6", "a projection"), failed("7.10", CALL, "KeyError"), failed("8.1", "rows"))
+    assert found == {"2.6": ["7.10", "4.1", "6.1", "5.1", "8.1"]}
+    assert under(failed("1.1", "the default of stride"), failed("7.10", CALL)) == {"1.1": [], "7.10": []}
+
+
+def test_one_error_that_ends_many_calls_is_told_once() -> None:
+    found = under(*[failed(c, CALL, f"RuntimeError: shape ({n}, 3)") for n, c in enumerate(("3.2", "7.10", "9.2"))])
+    assert found == {"3.2": ["7.10", "9.2"]}
+
+
+def test_numbers_go_under_the_first_wrong_output() -> None:
+    numbers = [failed(c, "the output", numbers=True) for c in ("9.8", "6.1", "5.1", "4.7", "4.5")]
+    assert under(*numbers) == {"4.5": ["4.7", "6.1", "5.1", "9.8"]}
+    assert under(*numbers, explained=("4.7",)) == {"4.7": ["4.5", "6.1", "5.1", "9.8"]}
+    # A wrong gradient explains no wrong statistics.
+    assert under(*numbers[1:3]) == {"6.1": [], "5.1": []}
+    assert under(*numbers[1:3], explained=("5.5",)) == {"6.1": ["5.1"]}
+
+
+def test_advice_is_no_cascade() -> None:
+    [advice] = [c for c in CLAUSES if all_clauses()[c].level == "SHOULD"][:1]
+    assert under(failed("1.1", "a"), failed(advice, "b")) == {"1.1": [], advice: []}
+
+
+@pytest.mark.parametrize(
+    ("failure", "words"),
+    [
+        (failed("4.5", "the output", numbers=True), "The worst error is 12 times what rounding explains; 50.0% of"),
+        (failed("4.5", CALL), "A call that must succeed ended in an error."),
+        (failed("1.15", "True for a stride", "no error"), "It is accepted and must be refused."),
+        (failed("2.5", "bias of conv1"), "Bias of conv1: got 1, must be 2."),
+        (failed("2.5", "names", "x" * 200), "Names is not as it must be."),
+    ],
+)
+def test_reasons(failure: Outcome, words: str) -> None:
+    assert failure.failure
+    sentence = reason(failure.failure)
+    assert sentence.startswith(words)
+    assert sentence.endswith(".")
+
+
+# ------------------------------------------------------------------ any verdict makes whole files
+
+
+@settings(max_examples=15, deadline=None, database=None)
+@given(found=VERDICTS)
+def test_any_verdict_is_written(found: Verdict) -> None:
+    report = Report(found, "py:<script>:B|`", "smoke", diagnosis=Diagnosed(("<b>", "`x`")), summary="s")
+    root = ET.fromstring(junit(report))
+    assert int(root.get("tests", "")) == len(found.outcomes)
+    page = html(report)
+    assert "<script>:" not in page
+    assert len(page.encode()) < 1_000_000
+    for clause in {o.failure.clause for o in found.failures() if o.failure}:
+        assert f">{clause}<" in page
+        assert clause in markdown(report)
+    assert '"schemaVersion": 1' in badge(report)
+
+
+def test_a_page_of_every_clause_broken_is_small() -> None:
+    rng = np.random.default_rng(0)
+    value = np.zeros((8, 16, 200, 200))
+    large = heat.picture(Tensor("y", 10.0 ** rng.integers(-3, 9, value.shape), value, value + 1))
+    outcomes = [failed(c, f"thing {c}", f"got {c}" * 40) for c in CLAUSES]
+    for outcome in outcomes:
+        object.__setattr__(outcome.failure, "picture", large)
+        object.__setattr__(outcome.failure, "arguments", BlockConfig(4, 8, (3, 3), (2, 2)).arguments())
+    page = html(Report(verdict(*outcomes), "py:a:B", "smoke", diagnosis=Diagnosed(("x",))))
+    assert len(page.encode()) < 1_000_000
+    assert page.count('<figure class="heat">') > 3
+
+
+# ------------------------------------------------------------------ heat maps
+
+
+def test_a_large_tensor_is_pooled() -> None:
+    got = np.zeros((3, 5, 70, 40))
+    got[2, 3, 69, 39] = 7.0
+    got[1, 1, 0, 0] = np.nan
+    bound = np.ones_like(got)
+    bound[0] = np.inf
+    found = heat.picture(Tensor("y", got, np.zeros_like(got), bound))
+    top, first, second = found["maps"]
+    assert top["shape"] == [3, 5]
+    assert top["rows"][0] == [None] * 5
+    assert top["rows"][2][3] == 7.0
+    assert first["index"] == [1, 1]
+    assert first["rows"][0][0] == heat.MOST
+    assert second["index"] == [2, 3]
+    assert second["pooled"] == [3, 2]
+    assert (len(second["rows"]), len(second["rows"][0])) == (24, 20)
+    assert second["rows"][-1][-1] == 7.0
+    assert found["worst"] == {"index": [1, 1, 0, 0], "ratio": heat.MOST, "got": None, "value": 0.0, "bound": 1.0}
+    assert found["outside"] == pytest.approx(2 / got.size)
+    maps = [drawing.heat_map(data, found["axes"]) for data in found["maps"]]
+    assert [m.caption for m in maps] == [
+        "sample × channel, the largest of each",
+        "sample 1, channel 1: height × width",
+        "sample 2, channel 3: height × width",
+    ]
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (0,), (2, 3), (2, 3, 1, 1), (4, 0, 2, 2)])
+def test_tensors_of_any_shape(shape: tuple[int, ...]) -> None:
+    if 0 in shape:
+        return
+    got = np.full(shape, 3.0, np.float32)
+    found = heat.picture(Tensor("conv1.0.weight", got, np.zeros(shape), np.ones(shape)))
+    assert found["worst"]["ratio"] == 3.0
+    assert found["outside"] == 1.0
+    assert [drawing.heat_map(data, found["axes"]).rows for data in found["maps"]]
+
+
+def test_the_plot_ends_at_the_bound_where_all_is_within() -> None:
+    facts = {"4.1": {"ratio": 0.5, "status": "passed"}, "4.2": {"ratio": None, "status": "passed"}}
+    found = drawing.plot(facts)
+    assert [(dot.clause, dot.x) for dot in found.dots] == [("4.1", 50.0)]
+    assert found.edge == 100.0
+    found = drawing.plot({**facts, "4.10": {"ratio": 1e12, "status": "failed"}})
+    assert [dot.clause for dot in found.dots] == ["4.1", "4.10"]
+    assert found.dots[1].x == 100.0
+    assert found.edge < 100.0
+
+
+# ------------------------------------------------------------------ diagrams
+
+
+def marked(failure: Failure, lines: tuple[str, ...] = (), **changes: Any) -> dict[str, str]:
+    found = diagram(failure, lines, tuple(changes.items()))
+    assert found
+    boxes = {box.name: box.mark for _, boxes in found.branches for box in boxes if box.mark}
+    return boxes | ({"+": found.addition} if found.addition else {})
+
+
+def numeric(suspects: tuple[str, ...] = (), **arguments: Any) -> Failure:
+    told = heat.plain_arguments({"in_planes": 2, "out_planes": 3, **arguments})
+    return Failure("4.1", "the output", "1", "2", "", told, suspects, picture())
+
+
+def test_the_layers_that_a_diagnosis_changes_are_guilty() -> None:
+    assert marked(numeric(), eps_conv2=1e-3) == {"conv2.0": "guilty"}
+    assert marked(numeric(layer_order="old"), eps=1e-3) == dict.fromkeys(
+        ("conv1.1", "conv2.1", "conv3.1", "in_node.1"), "guilty"
+    )
+    assert marked(numeric(stride=2), dilation=2) == {"conv2.2": "guilty"}
+    assert marked(numeric(), shortcut_weight=0.5) == {"+": "guilty"}
+    assert marked(numeric(normalizer="null"), eps=1e-3) == {}
+    assert set(marked(numeric(), new_order="act norm conv").values()) == {"guilty"}
+    assert set(marked(numeric(), shortcut_norm=False)) == {"in_node.1"}
+
+
+def test_the_layers_that_words_name_are_guilty() -> None:
+    first = "The first layer of the residual branch at which it leaves the bound: conv2.1 (act)."
+    assert marked(numeric(), (first,)) == {"conv2.1": "guilty"}
+    # The same name is another layer here.
+    assert marked(numeric(layer_order="old"), (first,)) == {}
+    between = "The error enters between conv1.0, whose running statistics are right, and conv2.0, whose are wrong."
+    assert set(marked(numeric(), (between,))) == {"conv1.1", "conv1.2", "conv2.0"}
+    structure = Failure("2.21", "shape of the weight of conv3.2", "1", "2", "", numeric().arguments)
+    assert marked(structure) == {"conv3.2": "guilty"}
+    assert marked(numeric(("conv1.0", "conv1.1"))) == {"conv1.0": "suspect", "conv1.1": "suspect"}
+
+
+def test_no_diagram_of_what_is_no_block() -> None:
+    assert diagram(Failure("1.2", "a", "b", "c", "")) is None
+    assert heat.plain_arguments({"in_planes": 0, "out_planes": 1}) is None
+    assert heat.plain_arguments({}) is None
