@@ -134,6 +134,8 @@ _SHAPES: tuple[dict[str, Any], ...] = (
     {"in_planes": 3, "out_planes": 3, "kernel_size": 3, "padding": 1},
     {"in_planes": 2, "out_planes": 3, "kernel_size": 3, "padding": 1, "stride": 2},
     {"in_planes": 3, "out_planes": 3, "kernel_size": (1, 3), "padding": (0, 1), "stride": (2, 3)},
+    # With the fourth of the sizes, a projection that keeps channels and size.
+    {"in_planes": 3, "out_planes": 3, "kernel_size": 3, "padding": 1, "output_size": (4, 6)},
     {"in_planes": 3, "out_planes": 2, "kernel_size": (3, 1), "padding": (1, 0), "output_size": (5, 4)},
 )
 _SIZES = ((3, 4, 6), (2, 5, 4), (3, 6, 5), (1, 4, 6), (2, 3, 3))

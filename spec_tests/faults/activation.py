@@ -58,10 +58,11 @@ def activated(conv: Any, x: Tensor, *, first: bool) -> Tensor:
 def _null_is_relu(block: Any) -> None:
     if block.activator == "null":
         for name in ("conv1", "conv2", "conv3"):
-            first = block.layer_order == "new" and block.normalizer != "null"
-            # Behind the norm where there is one behind the convolution.
-            behind = engines.norms(getattr(block, name)) or engines.convolutions(getattr(block, name))
-            instead(engines.convolutions(getattr(block, name)) if first else behind, activated, first=first)
+            first, branch = block.layer_order == "new" and block.normalizer != "null", getattr(block, name)
+            # Behind the norm, whether that is before the up-sampling and the convolution or behind them.
+            before = engines.upsamplings(branch) or engines.convolutions(branch)
+            behind = engines.norms(branch) or engines.convolutions(branch)
+            instead(before if first else behind, activated, first=first)
 
 
 def _activate(block: Any, x: Tensor) -> Tensor:

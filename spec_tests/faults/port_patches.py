@@ -27,6 +27,7 @@ _WEIGHTS = "    return first, first + (rest > 0), (rest / max(target - 1, 1)).as
 _KERNEL, _KERNEL_GRADIENT = 'self.call.params[f"{layer.name}.weight"]', ".sum(0).reshape(w.shape)"
 _BIAS, _BIAS_GRADIENT = "y += bias[:, None, None]", "dy.sum(EVERYWHERE)"
 _PADDED = "padded[:, :, ph : ph + height, pw : pw + width] = x"
+_UNPADDED = "return dx[:, :, ph : ph + height, pw : pw + width]"
 _LAYERS = "for layer in branches[name]]"
 _START = "rng.uniform(-limit, limit, shape)"
 _OUTPUT = "    run = Run(call)\n    return run.y, run.stats"
@@ -64,6 +65,22 @@ def _interpolated(places: str, nearest: bool = False) -> list[Change]:
     part = "0 * (place - first)" if nearest else "(place - first)"
     ends = f"    return first, np.minimum(first + 1, length - 1), {part}.astype(dtype)"
     return [(_P, _PLACES, lines), (_P, _WEIGHTS, ends)]
+
+
+def _padded(places: str) -> list[Change]:
+    """The border repeats the elements at `places`; their gradients are added to those of the elements."""
+    lines = (
+        f"rows_of, cols_of = ({places} for p, length in ((ph, height), (pw, width)))",
+        "padded = x[:, :, rows_of][..., cols_of]",
+    )
+    back = (
+        "if not (ph or pw):",
+        "    return dx",
+        "folded = np.zeros_like(x)",
+        "np.add.at(folded, (slice(None), slice(None), rows_of[:, None], cols_of), dx)",
+        "return folded",
+    )
+    return [(_P, _PADDED, "\n            ".join(lines)), (_P, _UNPADDED, "\n            ".join(back))]
 
 
 def _default(name: str, due: str, instead: str) -> list[Change]:
@@ -180,8 +197,8 @@ PATCHES: dict[str, list[Change]] = {
     ],
     "bias_not_added": [(_P, _BIAS, "pass"), (_P, _BIAS_GRADIENT, "np.zeros_like(bias)")],
     "bias_twice": [(_P, _BIAS, "y += 2 * bias[:, None, None]"), (_P, _BIAS_GRADIENT, f"2 * {_BIAS_GRADIENT}")],
-    "padding_edge": [(_P, _PADDED, 'padded = np.pad(x, ((0, 0), (0, 0), (ph, ph), (pw, pw)), "edge")')],
-    "padding_circular": [(_P, _PADDED, 'padded = np.pad(x, ((0, 0), (0, 0), (ph, ph), (pw, pw)), "wrap")')],
+    "padding_edge": _padded("np.clip(np.arange(-p, length + p), 0, length - 1)"),
+    "padding_circular": _padded("np.arange(-p, length + p) % length"),
     "float16_products": [
         (_P, "(matrix @ columns)", "(matrix.astype(np.float16) @ columns.astype(np.float16)).astype(x.dtype)")
     ],

@@ -211,4 +211,7 @@ def running(old: Bounded, new: Bounded, momentum: float, arith: Arith) -> Bounde
     value = (1 - momentum) * old.value + momentum * new.value
     terms = (1 - momentum) * old.magnitude + momentum * new.magnitude
     bound = (1 - momentum) * old.bound + momentum * new.bound
+    if momentum > 0.5:
+        # The rounding of momentum weighs more in the little that is left of 1.
+        bound = bound + arith.gamma(1) * momentum * old.magnitude
     return arith.stored(value, bound + (arith.gamma(6) + 3 * arith.storage) * terms + arith.tiny)

@@ -173,7 +173,7 @@ class NormStep:
         for key, new in (("running_mean", given.mean), ("running_var", variance)):
             name = f"{self.name}.{key}"
             old = Bounded.exact(run.state[name])
-            if new.value.size == old.value.size:
+            if new.shape == (1, old.value.size, 1, 1):
                 flat = Bounded(new.value.ravel(), new.bound.ravel())
             else:
                 flat = alternatives.each_channel(new, old.value.size)
