@@ -55,10 +55,8 @@ def diagram(failure: Failure, lines: Iterable[str] = (), changes: Iterable[tuple
         guilty = {*_NAME.findall(f"{failure.what} {failure.got} {failure.expected}")}
         if not guilty:
             guilty = {layer.name for layer in config.layers() if re.search(rf"\b{layer.branch}\b", failure.what)}
-    # All layers are suspects of an output: that says nothing.
-    suspects = {*failure.suspects} - guilty
-    if len(suspects | guilty) >= len(config.layers()):
-        suspects = set()
+    # Where all layers are suspects, as of an output, that says nothing.
+    suspects = set() if guilty or len(failure.suspects) > len(config.layers()) else {*failure.suspects}
 
     def mark(name: str) -> str:
         return "guilty" if name in guilty else "suspect" if name in suspects else ""

@@ -41,7 +41,7 @@ def _row(report: Report) -> dict[str, Any]:
         "cells": cells,
         "tone": TONES.get(report.exit_status, "unsure"),
         "name": report.verdict.subject.get("hello", {}).get("name", ""),
-        "broken": [c for cause in report.causes() for c in (b.clause for b in cause.all())],
+        "broken": [c for c, fact in facts.items() if shown(c, fact["status"]) == "failed"],
     }
 
 
