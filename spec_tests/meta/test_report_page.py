@@ -221,3 +221,5 @@ def test_print(browser: Any, pages: Path) -> None:
     assert text
     printed = browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})
     assert len(printed["data"]) > 50_000
+    folded = "return document.querySelector('details.detail dl').checkVisibility({contentVisibilityAuto: true})"
+    assert not browser.execute_script(folded)

@@ -10,7 +10,7 @@ addEventListener("hashchange", reveal);
 if (location.hash) reveal();
 let before = [];
 addEventListener("beforeprint", () => {
-  const all = [...document.querySelectorAll("details")];
+  const all = [...document.querySelectorAll("details:not(.detail)")];
   before = all.filter((one) => !one.open);
   for (const one of before) one.open = true;
 });
