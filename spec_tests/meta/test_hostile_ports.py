@@ -187,7 +187,7 @@ def judged(cases: dict[str, Case], folder: Path, defaults: str) -> dict[str, Run
     mark = uuid.uuid4().hex
     runs = []
     for name, case in cases.items():
-        arguments = ["run", "--subject", port(name, *case.flags), "--profile", "smoke", "--no-diagnosis"]
+        arguments = ["run", "--subject", port(name, *case.flags), "--profile", "smoke", "--no-diagnosis", "--unfolded"]
         arguments += ["--requests", str(folder / name)]
         timeouts = ",".join(filter(None, (defaults, LIMITS.get(name, ""))))
         runs.append([*arguments, "--timeout", timeouts, *(word for c in case.clauses for word in ("--clause", c))])
