@@ -37,7 +37,10 @@ def picture(ratio: float = 12.0) -> dict[str, Any]:
 
 
 def failed(clause: str, what: str = "a thing", got: str = "1", numbers: bool = False, **more: Any) -> Outcome:
-    failure = Failure(clause, what, got, "2", "block = BlockBottleneck2d(1, 1)", picture=picture() if numbers else None)
+    expected = more.pop("expected", "2")
+    failure = Failure(
+        clause, what, got, expected, "block = BlockBottleneck2d(1, 1)", picture=picture() if numbers else None
+    )
     test = more.pop("test", f"chapters/test_ch{int(clause.split('.', maxsplit=1)[0]):02}_x.py::test_{clause}")
     return Outcome(test, (clause,), "failed", {clause: 1}, failure, **more)
 
@@ -104,6 +107,8 @@ def test_a_broken_structure_comes_before_what_it_spoils() -> None:
     found = under(*numbers, failed("2.6", "a projection"), failed("7.10", CALL, "KeyError"), failed("8.1", "rows"))
     assert found == {"2.6": ["7.10", "4.1", "6.1", "5.1", "8.1"]}
     assert under(failed("1.1", "the default of stride"), failed("7.10", CALL)) == {"1.1": [], "7.10": []}
+    refused = failed("3.14", "a call", "refused: no", expected="no refusal")
+    assert under(failed("2.6", "a projection"), refused) == {"2.6": ["3.14"]}
 
 
 def test_one_error_that_ends_many_calls_is_told_once() -> None:
@@ -130,6 +135,7 @@ def test_advice_is_no_cascade() -> None:
     [
         (failed("4.5", "the output", numbers=True), "The worst error is 12 times what rounding explains; 50.0% of"),
         (failed("4.5", CALL), "A call that must succeed ended in an error."),
+        (failed("3.14", "a call", "refused: no", expected="no refusal"), "It is refused and must be taken."),
         (failed("1.15", "True for a stride", "no error"), "It is accepted and must be refused."),
         (failed("2.5", "bias of conv1"), "Bias of conv1: got 1, must be 2."),
         (failed("2.5", "names", "x" * 200), "Names is not as it must be."),

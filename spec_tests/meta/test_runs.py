@@ -67,7 +67,7 @@ def test_a_hostile_directory(tmp_path: Path) -> None:
     chosen = ("--clause", "2.23", "--clause", "1.2")
     ended = mdnc_spec(*run_arguments("py:block:Right", *chosen), cwd=folder, env=env)
     assert ended.status == 0, ended.out + ended.err
-    assert "py:block:Right conforms: 1 clauses hold" in ended.out
+    assert "py:block:Right conforms: 2 clauses hold" in ended.out
     ended = mdnc_spec(*run_arguments("py:block:Wrong", "--clause", "1.1", "-n", "2"), cwd=folder, env=env)
     assert ended.status == 1, ended.out + ended.err
     assert set(ended.failures()) == {"1.1"}

@@ -27,7 +27,7 @@ MENDING = (1, 2, 3, 7, 4, 6, 5, 9, 8)
 STRUCTURE, SUMMARY, VALUES = 2, 8, 4
 NUMERIC = (4, 5, 6, 9)
 LISTING = ("2.20", "2.21", "2.22", "2.23", "7.1")
-CALL = "a call that must succeed"
+CALL, TAKEN = "a call that must succeed", "no refusal"
 SAME, BUILT, EXPLAINED, SPOILED, FOLLOWS, SHARED = (
     "the same happens here",
     "follows from the structure",
@@ -117,7 +117,7 @@ def _under(one: Broken, found: Iterable[Cause], explained: bool) -> tuple[Cause 
         return None, ""
     earlier = [cause for cause in earlier if cause.broken.level == "MUST"]
     structure = next((c for c in earlier if c.broken.chapter == STRUCTURE), None)
-    if structure is not None and (one.failure.what == CALL or one.chapter == SUMMARY or one.clause in LISTING):
+    if structure is not None and (_ended(one.failure) or one.chapter == SUMMARY or one.clause in LISTING):
         return structure, BUILT
     if not _numeric(one):
         return None, ""
@@ -132,7 +132,12 @@ def _under(one: Broken, found: Iterable[Cause], explained: bool) -> tuple[Cause 
 
 
 def _numeric(broken: Broken) -> bool:
-    return broken.chapter in NUMERIC and broken.failure.what != CALL
+    return broken.chapter in NUMERIC and not _ended(broken.failure)
+
+
+def _ended(failure: Failure) -> bool:
+    """Whether a call that had to succeed did not: it crashed, or was refused."""
+    return failure.what == CALL or failure.expected == TAKEN
 
 
 def _words(failure: Failure) -> tuple[str, str]:
@@ -151,6 +156,8 @@ def reason(failure: Failure) -> str:
         return f"The worst error is {size} what rounding explains; {share} outside the bounds."
     if failure.what == CALL:
         return "A call that must succeed ended in an error."
+    if failure.expected == TAKEN:
+        return "It is refused and must be taken."
     if failure.got == "no error" or failure.got.startswith("an output of shape"):
         return "It is accepted and must be refused."
     if not failure.expected:
