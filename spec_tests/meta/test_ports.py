@@ -167,6 +167,13 @@ def test_the_ports_import_nothing_of_ours() -> None:
     assert not own
 
 
+def test_the_c_port_is_short() -> None:
+    """Fewer than 500 lines in all, none longer than 110 columns: it is an example to read."""
+    lines = [line for file in (PORTS / "c").iterdir() for line in file.read_text("utf-8").splitlines()]
+    assert len(lines) < 500
+    assert max(map(len, lines)) <= 110
+
+
 @pytest.mark.parametrize("kinds", [("near_eps", "near_eps"), ("distinct", "normal"), ("ties", "ties")])
 def test_every_number_is_within_its_bound(port: Client, hello: dict[str, set[str]], kinds: tuple[str, str]) -> None:
     for numeric in examples(kinds):

@@ -1,282 +1,215 @@
-/* BlockBottleneck2d in C11: a port without a library, for float32 and float64.
-
+/* BlockBottleneck2d in C11: a port without a library, for float32 and float64. To build it:
        cc -O2 -std=c11 -Wall -Wextra -o port port.c -lm
-       mdnc-spec run --subject cmd:./port
-
-   This file holds the arguments, the layers and their sizes, and answers requests. wire.h reads and writes the
-   messages of PROTOCOL.md, arithmetic.h computes. The numbers in parentheses are clauses of SPEC.md. */
-
-#include "wire.h"
+   wire.h has the messages, arithmetic.h computes; here are the arguments, the layers and the answers. The
+   numbers in parentheses are clauses of SPEC.md. */
 
 #include <math.h>
+#include "wire.h"
 
-/* ------------------------------------------------------------ arguments, layers, shapes */
+typedef struct { int64_t n, c, h, w; double *v, *d; } Map; /* values, and the gradient for them */
 
-enum { BATCH, INST, PINST, NONE };
-enum { PRELU, RELU, LINEAR };
-enum { NEW, OLD };
-enum { DOWN, UP };
-enum { MAX_LAYERS = 16 };
-static const int64_t ONE[2] = {1, 1}, ZERO[2] = {0, 0};
+/* `kind` is c, n, a or u: convolution, norm, activation, up-sampling. What a layer does not have is NULL. */
+enum { WEIGHT, BIAS, MEAN, VARIANCE, TRACKED, ENTRIES };
+static const char *const ENTRY[] = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"};
+typedef struct {
+    char kind;
+    int64_t in, out, *kernel, *stride, *padding;
+    Tensor *entry[ENTRIES];
+    Map x, y;
+} Layer;
 
-typedef struct { char name[16], kind; int64_t in, out; const int64_t *kernel, *stride, *padding; } Layer;
-
-/* The state's names begin with "p." for a parameter and "b." for a buffer. */
+/* The ten arguments, and what follows from them; `shortcut` is the first layer of the projection. */
 static struct {
     int64_t in[2], out[2], kernel[2], stride[2], padding[2], size[2];
-    int sized, normalizer, activator, order, scaler, type, training;
-    int layers, shortcut, entries; /* `shortcut` is the first layer of the projection */
-    Layer layer[MAX_LAYERS];
+    const char *normalizer, *activator;
+    int new, up, type, training, layers, shortcut, entries;
+    Layer layer[16];
     Tensor state[MAX_TENSORS];
 } block;
 
-static char *argument(const char *name, char *fallback) {
-    char key[32];
-    snprintf(key, sizeof key, "cfg.%s", name);
-    char *text = metadata(key);
-    return text ? text : fallback;
+#include "arithmetic.h"
+
+/* An integer of at least `low`, or where `most` is 2, a pair of them. */
+static void numbers(const char *key, const char *fallback, int most, int low, int64_t *pair) {
+    char *text = metadata(key, fallback), twice[64], *at = *text == '[' && most == 2 ? text : twice;
+    snprintf(twice, sizeof twice, "[%.25s,%.25s]", text, text);
+    if (integers(&at, pair, 2) != 2 || *at || pair[0] < low || pair[1] < low)
+        fail("invalid_input", "`%s` (=%.500s) must be %s of at least %d", key + 4, text,
+             most == 2 ? "an integer or a pair of integers" : "an integer", low);
 }
 
-static void numbers(const char *name, char *fallback, int64_t low, int64_t *pair) {
-    char *text = argument(name, fallback), *at = text;
-    int single = !strcmp(name, "in_planes") || !strcmp(name, "out_planes");
-    int good = single || *text != '[' ? integer(&at, pair) : integers(&at, pair, 2) == 2;
-    if (*text != '[') pair[1] = pair[0];
-    if (!good || *at || pair[0] < low || pair[1] < low)
-        fail("invalid_input", "`%s` (=%.500s) must be an integer of at least %" PRId64 "%s%s", name, text, low,
-             single ? "" : ", or a pair of such integers", strcmp(name, "output_size") ? "" : ", or null");
+/* One of the names in a list such as "|new|old|". */
+static const char *choice(const char *key, const char *fallback, const char *allowed) {
+    char *text = metadata(key, fallback), between[16];
+    snprintf(between, sizeof between, "|%.10s|", text);
+    if (!strstr(allowed, between) || strchr(text, '|'))
+        fail("invalid_input", "`%s` (=%.500s) must be one of %s", key + 4, text, allowed);
+    return text;
 }
 
-static int choice(const char *name, char *fallback, const char *const *allowed) {
-    const char *text = argument(name, fallback);
-    char list[64] = "";
-    for (int i = 0; allowed[i]; i++) {
-        if (!strcmp(text, allowed[i])) return i;
-        strcat(strcat(list, i ? ", " : ""), allowed[i]);
-    }
-    fail("invalid_input", "`%s` (=%.500s) must be one of %s", name, text, list);
-}
-
-static void add_branch(const char *branch, int64_t planes, const int64_t *kernel, const int64_t *stride,
-                       const int64_t *padding, int up) {
-    const char *norm = block.normalizer == NONE ? "" : "n", *conv = up ? "uc" : "c";
-    const char *act = block.activator == LINEAR || !strcmp(branch, "in_node") ? "" : "a";
-    int first = block.order == NEW && *norm && strcmp(branch, "in_node");
-    char kinds[8];
-    snprintf(kinds, sizeof kinds, "%s%s%s", first ? norm : conv, first ? act : norm, first ? conv : act);
-    int64_t channels = block.in[0];
-    for (int i = 0; kinds[i]; i++) {
+static void add(const char *name, int64_t planes, int64_t *kernel, int64_t *stride, int64_t *pad, int up) {
+    int shortcut = is(name, "in_node"), norm = !is(block.normalizer, "null"), i = 0;
+    int64_t width = block.in[0];
+    for (const char *kind = norm && block.new && !shortcut ? "nauc" : "ucna"; *kind; kind++) {
+        int conv = *kind == 'c', act = *kind == 'a', batch = *kind == 'n' && is(block.normalizer, "batch");
+        int affine = *kind == 'n' && !is(block.normalizer, "inst"), sloped = is(block.activator, "prelu");
+        if (act ? shortcut || is(block.activator, "null") : *kind == 'u' ? !up : !norm && !conv) continue;
         Layer *l = &block.layer[block.layers++];
-        *l = (Layer){"", kinds[i], channels, kinds[i] == 'c' ? planes : channels, kernel, stride, padding};
-        snprintf(l->name, sizeof l->name, "%.8s.%d", branch, i);
-        channels = l->out;
-    }
-}
-
-static void add_entry(char role, const Layer *l, const char *entry, int axes) {
-    Tensor *t = &block.state[block.entries++];
-    snprintf(t->name, sizeof t->name, "%c.%s.%s", role, l->name, entry);
-    t->type = axes ? block.type : I64;
-    t->axes = axes;
-    memcpy(t->shape, (int64_t[]){l->out, l->in, l->kernel[0], l->kernel[1]}, 4 * sizeof(int64_t));
-    t->data = NULL;
-}
-
-/* Fill in `block` from the request: the arguments (chapter 1), the layers and the state (chapter 2). */
-static void read_block(void) {
-    memset(&block, 0, sizeof block);
-    numbers("in_planes", "", 1, block.in);
-    numbers("out_planes", "", 1, block.out);
-    numbers("kernel_size", "3", 1, block.kernel);
-    numbers("stride", "1", 1, block.stride);
-    numbers("padding", "1", 0, block.padding);
-    block.sized = strcmp(argument("output_size", "null"), "null");
-    if (block.sized) numbers("output_size", "", 1, block.size);
-    block.normalizer = choice("normalizer", "pinst", (const char *[]){"batch", "inst", "pinst", "null", NULL});
-    block.activator = choice("activator", "prelu", (const char *[]){"prelu", "relu", "null", NULL});
-    block.order = choice("layer_order", "new", (const char *[]){"new", "old", NULL});
-    block.scaler = choice("scaler", "down", (const char *[]){"down", "up", NULL});
-
-    int up = block.scaler == UP, rescales = block.stride[0] > 1 || block.stride[1] > 1 || (up && block.sized);
-    const int64_t *stride = up ? ONE : block.stride;
-    add_branch("conv1", block.in[0], ONE, ONE, ZERO, 0);
-    add_branch("conv2", block.in[0], block.kernel, stride, block.padding, up && rescales);
-    add_branch("conv3", block.out[0], ONE, ONE, ZERO, 0);
-    block.shortcut = block.layers;
-    if (rescales || block.in[0] != block.out[0]) add_branch("in_node", block.out[0], ONE, stride, ZERO, up);
-}
-
-static void list_state(int type) {
-    block.type = type;
-    for (const Layer *l = block.layer; l < block.layer + block.layers; l++) {
-        int affine = l->kind == 'n' && block.normalizer != INST;
-        if (l->kind == 'c' || affine || (l->kind == 'a' && block.activator == PRELU))
-            add_entry('p', l, "weight", l->kind == 'c' ? 4 : 1);
-        if (affine || (l->kind == 'c' && block.normalizer == NONE)) add_entry('p', l, "bias", 1);
-        if (l->kind == 'n' && block.normalizer == BATCH) {
-            add_entry('b', l, "running_mean", 1);
-            add_entry('b', l, "running_var", 1);
-            add_entry('b', l, "num_batches_tracked", 0);
+        *l = (Layer){*kind, width, conv ? planes : width, kernel, stride, pad, {0}, {0}, {0}};
+        width = l->out;
+        int has[] = {conv || affine || (act && sloped), affine || (conv && !norm), batch, batch, batch};
+        for (int e = 0; e < ENTRIES; e++) {
+            if (!has[e]) continue;
+            int axes = e == TRACKED ? 0 : conv && e == WEIGHT ? 4 : 1;
+            Tensor *t = l->entry[e] = &block.state[block.entries++];
+            *t = (Tensor){"", axes ? block.type : I64, axes, {l->out, l->in, kernel[0], kernel[1]}, NULL};
+            snprintf(t->name, sizeof t->name, "%c.%s.%d.%s", e < MEAN ? 'p' : 'b', name, i, ENTRY[e]);
         }
+        i++;
     }
 }
 
-/* Sizes are kept below 2^60, where their sums do not overflow; more than that is never in memory. */
-static int64_t limited(int64_t size) { return size < INT64_C(1) << 60 ? size : INT64_C(1) << 60; }
-static int64_t times(int64_t a, int64_t b) { return limited(a && b > (INT64_C(1) << 60) / a ? INT64_MAX : a * b); }
-
-static int64_t upsampled(int axis, int64_t length) {
-    return block.sized ? limited(block.size[axis]) : times(length, block.stride[axis]);
+/* Fill in `block` from the request: the arguments (chapter 1) and the layers (chapter 2). */
+static void read_block(int type) {
+    static int64_t one[] = {1, 1}, zero[] = {0, 0};
+    memset(&block, 0, sizeof block);
+    block.type = type;
+    numbers("cfg.in_planes", "", 1, 1, block.in);
+    numbers("cfg.out_planes", "", 1, 1, block.out);
+    numbers("cfg.kernel_size", "3", 2, 1, block.kernel);
+    numbers("cfg.stride", "1", 2, 1, block.stride);
+    numbers("cfg.padding", "1", 2, 0, block.padding);
+    if (!is(metadata("cfg.output_size", "null"), "null")) numbers("cfg.output_size", "", 2, 1, block.size);
+    block.normalizer = choice("cfg.normalizer", "pinst", "|batch|inst|pinst|null|");
+    block.activator = choice("cfg.activator", "prelu", "|prelu|relu|null|");
+    block.new = is(choice("cfg.layer_order", "new", "|new|old|"), "new");
+    block.up = is(choice("cfg.scaler", "down", "|down|up|"), "up");
+    int rescales = block.stride[0] > 1 || block.stride[1] > 1 || (block.up && block.size[0]);
+    int64_t *stride = block.up ? one : block.stride;
+    add("conv1", block.in[0], one, one, zero, 0);
+    add("conv2", block.in[0], block.kernel, stride, block.padding, block.up && rescales);
+    add("conv3", block.out[0], one, one, zero, 0);
+    block.shortcut = block.layers;
+    if (!rescales && block.in[0] == block.out[0]) return;
+    add("in_node", block.out[0], one, stride, zero, block.up);
 }
 
-/* The shape of the output, unless chapter 3 refuses the input. */
-static void output_shape(int axes, const int64_t *shape, int64_t *out) {
-    if (axes != 4 || shape[0] < 1 || shape[1] != block.in[0] || shape[2] < 1 || shape[3] < 1)
-        fail("invalid_input", "x is %s; it must be (N, %" PRId64 ", H, W), nothing of it empty",
-             described(block.type, axes, shape), block.in[0]);
-    int64_t residual[2];
-    out[0] = shape[0];
-    out[1] = block.out[0];
-    for (int i = 0; i < 2; i++) {
-        int up = block.scaler == UP;
-        int64_t stride = up ? 1 : block.stride[i], start = up ? upsampled(i, shape[2 + i]) : limited(shape[2 + i]);
-        int64_t room = start + 2 * limited(block.padding[i]) - limited(block.kernel[i]);
-        /* Division in C rounds toward zero, and a kernel that does not fit would seem to fit once. */
-        residual[i] = (room >= 0 ? room / stride : -1 - (-1 - room) / stride) + 1;
-        out[2 + i] = (start - 1) / stride + 1;
-    }
-    if (residual[0] != out[2] || residual[1] != out[3])
-        fail("invalid_input", "the residual branch has the size [%" PRId64 ",%" PRId64 "], the shortcut [%" PRId64 ",%"
-             PRId64 "], for the reason of kernel_size, padding, stride, output_size and scaler, and x being %s",
-             residual[0], residual[1], out[2], out[3], described(block.type, axes, shape));
-
-    int64_t before = times(shape[2], shape[3]), after = times(out[2], out[3]), area = before;
+/* The sizes behind each layer, and the output for x, unless chapter 3 refuses x. */
+static Tensor output_for(const Tensor *x) {
+    if (x->axes != 4 || x->shape[0] < 1 || x->shape[1] != block.in[0] || x->shape[2] < 1 || x->shape[3] < 1)
+        fail("invalid_input", "x is %s; it must be (N, in_planes, H, W), not empty", described(x));
+    int64_t sizes[2][2] = {{x->shape[2], x->shape[3]}, {x->shape[2], x->shape[3]}}, single = 0;
     for (int i = 0; i < block.layers; i++) {
-        const Layer *l = &block.layer[i];
-        if (i == block.shortcut) area = before;
-        if (l->kind == 'c' && strncmp(l->name, "conv1", 5)) area = after;
-        int batch = block.normalizer == BATCH;
-        if (l->kind == 'n' && (block.training || !batch) && times(area, batch ? shape[0] : 1) == 1)
-            fail("invalid_input", "the norm %s meets a single element; with one, there is no variance", l->name);
+        Layer *l = &block.layer[i];
+        int64_t *size = sizes[i >= block.shortcut];
+        for (int axis = 0; axis < 2; axis++) {
+            int64_t room = size[axis] + 2 * l->padding[axis] - l->kernel[axis], s = l->stride[axis];
+            if (l->kind == 'c') size[axis] = 1 + (room < 0 ? -1 - (-1 - room) / s : room / s);
+            if (l->kind == 'u')
+                size[axis] = block.size[0] ? block.size[axis] : times(size[axis], block.stride[axis]);
+        }
+        l->y = (Map){.h = size[0], .w = size[1]};
+        int64_t count = times(l->entry[TRACKED] ? x->shape[0] : 1, times(size[0], size[1]));
+        if (l->kind == 'n' && count == 1 && (block.training || !l->entry[TRACKED])) single = 1;
     }
-}
-
-/* The entry of the state that belongs to a layer, or NULL. */
-static Tensor *entry_of(const Layer *l, const char *entry) {
-    size_t length = strlen(l->name);
-    for (Tensor *t = block.state; t < block.state + block.entries; t++)
-        if (!strncmp(t->name + 2, l->name, length) && !strcmp(t->name + 3 + length, entry)) return t;
-    return NULL;
-}
-
-static void *result_like(const char *role, const Tensor *t) {
-    return t ? result(role, t->name + 2, t->type, t->axes, t->shape) : NULL;
-}
-
-#define REAL float
-#define T(name) name##_f32
-#include "arithmetic.h"
-#undef REAL
-#undef T
-#define REAL double
-#define T(name) name##_f64
-#include "arithmetic.h"
-
-/* ------------------------------------------------------------ requests */
-
-static int offered_type(const char *name) {
-    if (name && !strcmp(name, "BF16")) fail("unsupported", "BF16");
-    if (!name || (strcmp(name, "F32") && strcmp(name, "F64"))) fail("bad_request", "dtype must be F32, F64 or BF16");
-    return strcmp(name, "F32") ? F64 : F32;
+    if (memcmp(sizes[0], sizes[1], sizeof *sizes))
+        fail("invalid_input", "x is %s; kernel_size, padding, stride, output_size, scaler make it [%" PRId64
+             ",%" PRId64 "], but on the shortcut to [%" PRId64 ",%" PRId64 "]",
+             described(x), sizes[0][0], sizes[0][1], sizes[1][0], sizes[1][1]);
+    if (single) fail("invalid_input", "a norm meets a single element; with one, there is no variance");
+    return (Tensor){"y", block.type, 4, {x->shape[0], block.out[0], sizes[0][0], sizes[0][1]}, NULL};
 }
 
 static void hello(void) {
-    static const char *const SAID[][2] = {
-        {"protocol", "1"}, {"name", "C port"}, {"version", "1"}, {"language", "C11"},
-        {"ops", "describe,forward,backward,init"}, {"modes", "train,eval"}, {"dtypes", "F32,F64"},
-        {"accumulation", "float32"}, {"determinism", "bitwise"},
-    };
-    for (int i = 0; i < COUNT(SAID); i++) put_value(SAID[i][0], SAID[i][1]);
+    static const char *const SAID[] = {
+        "protocol", "1", "name", "C port", "version", "2", "language", "C11", "dtypes", "F32,F64", "ops",
+        "describe,forward,backward,init", "modes", "train,eval", "accumulation", "float32", "determinism",
+        "bitwise"};
+    for (size_t i = 0; i < sizeof SAID / sizeof *SAID; i += 2) put_value(SAID[i], SAID[i + 1]);
+}
+
+static int offered_type(void) {
+    const char *name = metadata("dtype", "");
+    if (is(name, "BF16")) unsupported(name);
+    if (!is(name, "F32") && !is(name, "F64")) fail("bad_request", "dtype must be F32, F64 or BF16");
+    return is(name, "F32") ? F32 : F64;
 }
 
 static void describe(void) {
-    list_state(offered_type(metadata("dtype")));
-    for (const Tensor *t = block.state; t < block.state + block.entries; t++) {
-        char key[80];
-        snprintf(key, sizeof key, "%s.%s", t->name[0] == 'p' ? "param" : "buffer", t->name + 2);
-        put_value(key, described(t->type, t->axes, t->shape));
-    }
-    char *text = metadata("shape");
-    int64_t shape[MAX_AXES], out[4];
-    int axes = text ? integers(&text, shape, MAX_AXES) : 0;
-    if (!text) return;
-    if (axes < 0 || *text) fail("bad_request", "shape must be such as [2,16,4,255]");
-    output_shape(axes, shape, out); /* No mode is given, so that only what evaluation refuses too is refused. */
-    put_value("out", described(block.type, 4, out));
+    read_block(offered_type());
+    for (const Tensor *t = block.state; t < block.state + block.entries; t++)
+        put(",\"%s%s\":\"%s\"", t->name[0] == 'p' ? "param" : "buffer", t->name + 1, described(t));
+    if (!find("shape", "\"")) return;
+    char *text = metadata("shape", "");
+    Tensor x = {.type = block.type};
+    x.axes = integers(&text, x.shape, MAX_AXES);
+    if (x.axes < 0 || *text) fail("bad_request", "shape must be such as [2,16,4,255]");
+    x = output_for(&x); /* no mode is given: only what evaluation refuses too is refused */
+    put_value("out", described(&x));
 }
 
+/* 7.4 to 7.7; the numbers are those of a linear congruential generator. */
 static void init(void) {
-    char *seed = metadata("seed");
-    uint64_t number = 0;
-    list_state(offered_type(metadata("dtype")));
-    if (!seed || !*seed || seed[strspn(seed, "0123456789")]) fail("bad_request", "seed must be an integer >= 0");
-    for (; *seed; seed++) number = 10 * number + (uint64_t)(*seed - '0');
-    (block.type == F32 ? init_f32 : init_f64)(number);
+    read_block(offered_type());
+    char *text = metadata("seed", "");
+    if (!*text || text[strspn(text, "0123456789")]) fail("bad_request", "seed must be an integer >= 0");
+    uint64_t seed = strtoull(text, NULL, 10);
+    for (const Layer *l = block.layer; l < block.layer + block.layers; l++) {
+        double limit = l->kind == 'c' ? 1 / sqrt((double)times(l->in, times(l->kernel[0], l->kernel[1]))) : 0;
+        double start[] = {l->kind == 'a' ? 0.25 : l->kind == 'n', 0, 0, 1, 0};
+        for (int e = 0; e < ENTRIES; e++) {
+            double *v = l->entry[e] ? result(l->entry[e]) : NULL;
+            for (int64_t i = 0; v && i < elements(l->entry[e]); i++) {
+                seed = seed * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
+                v[i] = start[e] + limit * ((double)(seed >> 11) * 0x1p-52 - 1);
+            }
+        }
+    }
 }
 
-static void call(int backward) {
-    const char *mode = metadata("mode");
-    int64_t out[4];
-    if (!mode || (strcmp(mode, "train") && strcmp(mode, "eval"))) fail("bad_request", "mode must be train or eval");
-    block.training = !strcmp(mode, "train");
-    read_tensors();
-    const Tensor *x = given("x");
-    list_state(x->type);
-    if (x->type == I64 || x->type == BOOL) fail("invalid_input", "x is %s, no floating-point type", TYPES[x->type]);
-    output_shape(x->axes, x->shape, out);
-    if (x->type == BF16) fail("unsupported", "BF16");
-    for (Tensor *t = block.state; t < block.state + block.entries; t++)
-        t->data = given_as(t->name, t->type, t->axes, t->shape);
-    void *dy = backward ? given_as("dy", x->type, 4, out) : NULL;
-    if (request.count != block.entries + 1 + backward) fail("bad_request", "there are tensors too many");
-    (x->type == F32 ? run_f32 : run_f64)(x, out, dy);
-}
-
-static void answer(const char *op) {
-    static const char *const OPS[] = {"hello", "describe", "init", "forward", "backward"};
-    int which = 0;
-    while (which < COUNT(OPS) && strcmp(op, OPS[which])) which++;
-    if (which == COUNT(OPS)) fail("unsupported", "%s", op);
-    if (which == 0) hello();
-    else read_block();
-    if (which == 1) describe();
-    if (which == 2) init();
-    if (which > 2) call(which == 4);
-}
-
-static void begin_reply(void) {
-    reply.length = 0;
-    reply.count = 0;
-    put_value("id", metadata("id") ? metadata("id") : "");
+/* `forward`, or with dy `backward`. */
+static void call(int with_dy) {
+    const char *mode = metadata("mode", "");
+    if (!is(mode, "train") && !is(mode, "eval")) fail("bad_request", "mode must be train or eval");
+    Tensor x = given("x");
+    read_block(x.type);
+    block.training = is(mode, "train");
+    if (x.type == I64 || x.type == BOOL) fail("invalid_input", "x is of no floating-point type");
+    Tensor y = output_for(&x);
+    if (x.type == BF16) unsupported("BF16");
+    for (Tensor *t = block.state; t < block.state + block.entries; t++) t->data = given_as(t->name, t);
+    const double *dy = with_dy ? given_as("dy", &y) : NULL;
+    int surplus = -1 - with_dy - block.entries;
+    for (char *at = request.header; (at = strstr(at, "\"data_offsets\":[")); at++) surplus++;
+    if (surplus) fail("bad_request", "there are tensors too many");
+    Layer *shortcut = block.layer + block.shortcut, *end = block.layer + block.layers;
+    Map from = {x.shape[0], x.shape[1], x.shape[2], x.shape[3], x.data, take(elements(&x))};
+    for (Layer *l = block.layer; l < end; l++) {
+        int64_t count = times(from.n, times(l->out, times(l->y.h, l->y.w)));
+        l->x = l == block.layer || l == shortcut ? from : l[-1].y;
+        l->y = (Map){from.n, l->out, l->y.h, l->y.w, take(count), take(count)};
+        run_layer(l, 0);
+    }
+    Map left = shortcut[-1].y, right = shortcut < end ? end[-1].y : from;
+    for (int64_t i = 0; i < elements(&y); i++) left.v[i] += right.v[i];
+    for (int64_t i = 0; dy && i < elements(&y); i++) left.d[i] = right.d[i] = dy[i];
+    if (dy) reply.count = 0; /* new buffers are no part of this reply */
+    for (Layer *l = end; dy && l-- > block.layer;) run_layer(l, 1);
+    strcpy(x.name, "dx");
+    memcpy(result(dy ? &x : &y), dy ? from.d : left.v, 8 * (size_t)elements(dy ? &x : &y));
 }
 
 int main(void) {
-    while (read_request() && metadata("op") && strcmp(metadata("op"), "stop")) {
-        if (!setjmp(failed)) {
-            begin_reply();
-            answer(metadata("op"));
-            put_value("status", "ok");
-        } else {
-            int unsupported = !strcmp(problem.code, "unsupported");
-            begin_reply();
-            put_value("status", unsupported ? problem.code : "error");
-            if (!unsupported) put_value("code", problem.code);
-            put_value(unsupported ? "feature" : "message", problem.message);
-        }
+    setjmp(next_request); /* where a request that failed ends */
+    while (read_request()) {
+        begin_reply("ok");
+        const char *op = metadata("op", "");
+        if (is(op, "hello")) hello();
+        else if (is(op, "describe")) describe();
+        else if (is(op, "init")) init();
+        else if (is(op, "forward") || is(op, "backward")) call(is(op, "backward"));
+        else if (is(op, "stop")) break;
+        else unsupported(op);
         send_reply();
-        release();
     }
-    release();
-    free(reply.header);
-    return 0;
 }
