@@ -156,7 +156,7 @@ def test_nothing_is_wider_than_the_window(browser: Any, pages: Path, name: str, 
 def test_the_keyboard_reaches_and_opens_the_chapters(browser: Any, pages: Path) -> None:
     keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
     visit(browser, pages / "passing" / "report.html")
-    focused, here = [], None
+    focused: list[tuple[str, str]] = []
     while len(focused) < 200:
         webdriver.ActionChains(browser).send_keys(keys.TAB).perform()
         here = browser.switch_to.active_element

@@ -88,7 +88,7 @@ def test_the_terminal_tells_every_clause_and_no_cause_fills_a_screen(found: Verd
     told = re.findall(r"(?<![\d.])\d+\.\d+(?![\d.])", "".join(blocks[1:]))
     assert broken <= set(told)
     for block in blocks[1:]:
-        rows = sum(-(-len(line) // 80) or 1 for line in block.partition("\n\n")[0].splitlines())
+        rows = sum(-(-len(line) // 80) or 1 for line in re.split(r"\n\n|\nERROR ", block)[0].splitlines())
         assert rows <= ROWS, block
 
 
@@ -221,7 +221,10 @@ def test_tensors_of_any_shape(shape: tuple[int, ...]) -> None:
 
 
 def test_the_plot_ends_at_the_bound_where_all_is_within() -> None:
-    facts = {"4.1": {"ratio": 0.5, "status": "passed"}, "4.2": {"ratio": None, "status": "passed"}}
+    facts: dict[str, dict[str, Any]] = {
+        "4.1": {"ratio": 0.5, "status": "passed"},
+        "4.2": {"ratio": None, "status": "passed"},
+    }
     found = drawing.plot(facts)
     assert [(dot.clause, dot.x) for dot in found.dots] == [("4.1", 50.0)]
     assert found.edge == 100.0

@@ -182,4 +182,4 @@ def _times(ratio: float) -> str:
 
 
 def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    return text[:1].upper() + (text[1:] if len(text) <= 100 else f"{text[1:99]}…")
