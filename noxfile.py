@@ -143,6 +143,13 @@ def faults(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def campaign(session: nox.Session) -> None:
+    """Let two workers search for failures in turns, and share what they find (arguments go to tools/campaign.py)."""
+    install(session, "campaign")
+    session.run("python", "tools/campaign.py", *session.posargs, success_codes=[0, 1], env=ONE_THREAD)
+
+
+@nox.session(default=False)
 def benchmark(session: nox.Session) -> None:
     """Print the cost of the reference as ratios (arguments go to tools/benchmark.py)."""
     install(session)

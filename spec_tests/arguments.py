@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -91,6 +92,26 @@ def _timeouts(text: str) -> str:
     return text
 
 
+def _shard(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} must be K/N, the K-th of N parts, with 1 <= K <= N")
+    return int(match[1]), int(match[2])
+
+
+def _budget(text: str) -> float:
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smh]?)", text)
+    if match is None or not float(match[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a time above 0, such as 90s, 30m or 2h")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def _database(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("it must be a folder, or the address of a Redis server, redis://host:port/0")
+    return text if "://" in text else str(Path(text).absolute())
+
+
 def parser() -> argparse.ArgumentParser:
     top = Parser(prog="mdnc-spec", description="The executable specification of MDNC's BlockBottleneck2d.")
     top.add_argument("--version", action="version", version=f"mdnc-spec {__version__}")
@@ -158,6 +179,26 @@ def parser() -> argparse.ArgumentParser:
         "--no-diagnosis",
         action="store_true",
         help="do not look for the known mistake that explains a failing subject (at most 10 s)",
+    )
+    run.add_argument(
+        "--budget",
+        type=_budget,
+        metavar="TIME",
+        help="after a whole run, draw new examples in rounds, each from another seed that is printed, until this time "
+        "is spent (90s, 30m, 2h) or something fails",
+    )
+    run.add_argument(
+        "--database",
+        type=_database,
+        metavar="WHERE",
+        help="keep examples that failed, and try them first next time: in a folder, or in a Redis server "
+        "(redis://host:port/0), which several machines can share",
+    )
+    run.add_argument(
+        "--shard",
+        type=_shard,
+        metavar="K/N",
+        help="run the K-th of N parts of the tests; `mdnc-spec merge` makes one verdict of their reports",
     )
     known = run.add_mutually_exclusive_group()
     known.add_argument(

@@ -69,14 +69,18 @@ def _judge(options: argparse.Namespace) -> int:
     import pytest
     from rich.console import Console
 
-    from spec_tests import plugin
+    from spec_tests import campaign, plugin, seeding
     from spec_tests.report.model import Diagnosed, Report, now
     from spec_tests.report.terminal import Live, Run, show, summary
 
     started, clock = now(), monotonic()
+    try:
+        seeding.database(options.database or "")
+    except Exception as error:  # whatever the client of a database raises
+        print(f"mdnc-spec run: --database {options.database} cannot be used: {error}", file=sys.stderr)
+        return NOT_JUDGED
     sys.path.insert(0, str(Path.cwd()))
-    seed = plugin.resolve_seed(options.profile, options.seed)
-    run = Run(options.subject, options.profile, seed)
+    seed = plugin.resolve_seed(options.profile, options.seed, options.budget is not None)
     console = Console(highlight=False)
     arguments = [
         # By module name: pytest takes no path with brackets in it.
@@ -85,10 +89,9 @@ def _judge(options: argparse.Namespace) -> int:
         *("-p", "spec_tests.plugin", "-p", "no:cacheprovider"),
         *("-p", "no:terminalreporter", "-p", "no:unraisableexception", "-p", "no:logging"),
         *("--timeout", options.timeout, "--requests", _requests(options.requests)),
-        *("-q", "--assert=plain", "--subject", options.subject, "--profile", options.profile),
+        *("-q", "--assert=plain", "--subject", options.subject, "--database", options.database or ""),
     ]
     if seed is not None:
-        arguments += ["--seed", str(seed)]
         print(f"seed {seed}", flush=True)
     for clause in options.clause:
         arguments += ["--clause", clause]
@@ -96,6 +99,8 @@ def _judge(options: argparse.Namespace) -> int:
         # In the order of the specification, so in one process.
         arguments.append("--until-first-failure")
         options.workers = 1
+    if options.shard is not None:
+        arguments += ["--shard", "{}/{}".format(*options.shard)]
     if options.workers > 1:
         arguments += ["-p", "xdist.plugin", "-n", str(options.workers), "--dist", "worksteal"]
 
@@ -104,12 +109,22 @@ def _judge(options: argparse.Namespace) -> int:
 
     signal.signal(signal.SIGTERM, stop)
     collector = plugin.Collector()
+    collector.verdict.shard = options.shard is not None
     live = Live(console)
     # Frameworks leave millions of objects behind, which a run never frees: look at them less often.
     gc.set_threshold(50_000, 50, 100)
+    last = seed
     with live.progress:
-        ended = pytest.main(arguments, plugins=[live, collector])
+        if options.budget is not None and seed is not None:
+            plugins = (live, collector)
+            ended, rounds, last = campaign.run(arguments, plugins, collector, options.profile, seed, options.budget)
+            console.print(f"{rounds} rounds of new examples, to the seed {last}", highlight=False)
+        else:
+            chosen = ["--profile", options.profile, *(["--seed", str(seed)] if seed is not None else [])]
+            ended = pytest.main([*arguments, *chosen], plugins=[live, collector])
     verdict = collector.verdict
+    # What failed did so in the last round.
+    run = Run(options.subject, options.profile if last == seed else campaign.ROUND, last)
     known = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
     if ended not in known and not (verdict.interrupted or verdict.stopped or verdict.troubles):
         verdict.troubles.append(f"pytest ended with {ended!r}")
@@ -134,6 +149,7 @@ def _judge(options: argparse.Namespace) -> int:
         options.profile,
         seed,
         tuple(options.clause),
+        options.shard,
         diagnosis=diagnosis,
         started=started.isoformat(timespec="seconds"),
         seconds=monotonic() - clock,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import tempfile
+import time
 import zlib
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import replace
@@ -30,6 +31,7 @@ VACUOUS: pytest.StashKey[dict[str, int]] = pytest.StashKey()
 RATIO: pytest.StashKey[dict[str, float]] = pytest.StashKey()
 STRICT: pytest.StashKey[tuple[int, int]] = pytest.StashKey()
 CONDUCT: pytest.StashKey[list[str]] = pytest.StashKey()
+SPENT: pytest.StashKey[bool] = pytest.StashKey()
 SCOPE: pytest.StashKey[tuple[list[str], list[str]]] = pytest.StashKey()
 ABOUT: pytest.StashKey[dict[str, Any]] = pytest.StashKey()
 
@@ -54,16 +56,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--until-first-failure", action="store_true", help="stop at the first broken MUST clause")
     group.addoption("--requests", default="", metavar="DIR", help="where the requests of failed tests are saved")
     group.addoption("--seed", type=int, default=None, metavar="N", help="draw the examples from this seed")
+    group.addoption("--shard", default="", metavar="K/N", help="run the K-th of N parts of the tests")
+    group.addoption("--database", default="", metavar="WHERE", help="where examples that failed are kept")
+    group.addoption("--drawn", action="store_true", help="run the tests that draw examples only")
+    group.addoption("--until", type=float, default=None, metavar="T", help="begin no test after this time (epoch)")
 
 
-def resolve_seed(profile: str, seed: int | None) -> int | None:
-    """The seed of a run: None means the fixed examples that every run draws."""
-    return secrets.randbelow(2**31) if seed is None and profile in RANDOM_PROFILES else seed
+def resolve_seed(profile: str, seed: int | None, new: bool = False) -> int | None:
+    """The seed of a run: None means the fixed examples that every run draws; `new` asks for others."""
+    return secrets.randbelow(2**31) if seed is None and (new or profile in RANDOM_PROFILES) else seed
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "clause(*ids): the clauses of SPEC.md that the test judges")
     config.addinivalue_line("markers", "needs(*features): what the subject must offer for the test")
+    config.addinivalue_line("markers", "drawn: draws its examples by Hypothesis without @given")
     config.addinivalue_line("markers", "slow: takes more than a few seconds")
     profile = config.getoption("profile")
     # With xdist the controller draws the seed once and its workers read it.
@@ -73,7 +80,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "mdnc-spec",
         max_examples=PROFILES[profile],
         deadline=None,
-        database=None,
+        database=seeding.database(config.getoption("database")),
         derandomize=False,
         print_blob=False,
         report_multiple_bugs=False,
@@ -92,6 +99,10 @@ def _cited(item: pytest.Item) -> tuple[str, ...]:
 
 def _is_chapter(item: pytest.Item) -> bool:
     return CHAPTERS in item.path.parents
+
+
+def _draws(item: pytest.Item) -> bool:
+    return hasattr(getattr(item, "obj", None), "hypothesis") or item.get_closest_marker("drawn") is not None
 
 
 def _collectors(config: pytest.Config) -> list[Collector]:
@@ -118,7 +129,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         kept = [item for item in items if wanted & set(_cited(item))]
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = kept
-    config.stash[SCOPE] = (sorted(tested), sorted(wanted or tested))
+    selected = wanted or tested
+    if config.getoption("drawn"):
+        items[:] = [item for item in items if _draws(item)]
+    if config.getoption("shard"):
+        number, of = map(int, config.getoption("shard").split("/"))
+        items[:] = items[number - 1 :: of]
+        selected = selected & {clause for item in items for clause in _cited(item)}
+    config.stash[SCOPE] = (sorted(tested), sorted(selected))
     for collector in _collectors(config):
         collector.scope(*config.stash[SCOPE])
 
@@ -135,6 +153,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         about: dict[str, Any] = session.config.stash.get(ABOUT, {})
         collector.verdict.subject.update(about)
         collector.verdict.stopped = bool(session.config.getoption("until_first_failure") and session.shouldstop)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    until = item.config.getoption("until")
+    if until is not None and time.time() > until:
+        item.stash[SPENT] = True
+        pytest.skip("the time is spent")
 
 
 @pytest.fixture(scope="session")
@@ -198,7 +223,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     """A chapter's test must reach a check, and only those of the clauses that it cites."""
     compare.start()
     if _is_chapter(pyfuncitem):
-        seeding.seed_test(pyfuncitem.obj, pyfuncitem.name, pyfuncitem.config.option.seed)
+        key = f"{pyfuncitem.path.stem}::{pyfuncitem.name}"
+        seeding.seed_test(pyfuncitem.obj, pyfuncitem.name, pyfuncitem.config.option.seed, key)
     judged = pyfuncitem.funcargs.get("subject")
     if isinstance(judged, Subject):
         judged.begin_test()
@@ -279,7 +305,7 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    if not _is_chapter(item) or (report.when != "call" and report.passed):
+    if not _is_chapter(item) or (report.when != "call" and report.passed) or SPENT in item.stash:
         return report
     status, failure, missing = "passed", None, item.stash.get(MISSING, "")
     reached = item.stash.get(REACHED, {})

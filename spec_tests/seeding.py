@@ -12,7 +12,11 @@ from collections.abc import Callable
 from typing import Any
 
 import hypothesis
+from hypothesis.database import DirectoryBasedExampleDatabase, ExampleDatabase
 from hypothesis.internal.conjecture import providers
+
+REDIS = ("redis://", "rediss://", "unix://")
+PREFIX = b"mdnc-spec:"
 
 
 def test_seed(name: str, run_seed: int | None) -> int:
@@ -23,11 +27,41 @@ def test_seed(name: str, run_seed: int | None) -> int:
 test_seed.__test__ = False  # type: ignore[attr-defined]
 
 
-def seed_test(function: Callable[..., Any], name: str, run_seed: int | None) -> None:
-    """Seed a test of Hypothesis for its next run; any other function is left alone."""
+def seed_test(function: Callable[..., Any], name: str, run_seed: int | None, key: str) -> None:
+    """Seed a test of Hypothesis for its next run; any other function is left alone.
+
+    Its settings are today's: @given keeps those of the import, which may have been for another run of this process,
+    and `hypothesis.seed` takes the database away. `key` is the test's name in the database.
+    """
     if hasattr(function, "hypothesis"):
         hypothesis.seed(test_seed(name, run_seed))(function)
-        function._hypothesis_internal_database_key = name.encode()  # type: ignore[attr-defined]
+        function._hypothesis_internal_use_settings = hypothesis.settings.default  # type: ignore[attr-defined]
+        function._hypothesis_internal_database_key = key.encode()  # type: ignore[attr-defined]
+
+
+def database(where: str) -> ExampleDatabase | None:
+    """Where examples that failed are kept, to be tried first: "" nowhere, redis://…, or a folder.
+
+    Raises ImportError if the Redis client is not installed, and redis.RedisError if the server cannot be asked.
+    """
+    if not where:
+        return None
+    if where.startswith(REDIS):
+        from hypothesis.extra.redis import RedisExampleDatabase
+        from redis import Redis
+
+        client = Redis.from_url(where)
+        client.ping()
+        return RedisExampleDatabase(client, key_prefix=PREFIX)
+    return DirectoryBasedExampleDatabase(where)
+
+
+def stored(where: str) -> int:
+    """How many examples a Redis server keeps."""
+    from redis import Redis
+
+    client = Redis.from_url(where)
+    return sum(int(client.scard(key)) for key in client.scan_iter(PREFIX + b"*"))
 
 
 def without_local_constants() -> None:

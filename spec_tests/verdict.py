@@ -82,6 +82,8 @@ class Verdict:
     troubles: list[str] = field(default_factory=list)
     # What was wrong with how the subject ended: no clause says it, PROTOCOL.md does.
     conduct: list[str] = field(default_factory=list)
+    # The run is a part of another: what it did not reach is for the other parts.
+    shard: bool = False
     # The run ended at the first broken clause, as it was told.
     stopped: bool = False
     # What the subject says of itself: its arithmetic, modes and features.
@@ -169,6 +171,8 @@ class Verdict:
                 status[clause] = "passed"
             elif clause in vacuous:
                 status[clause] = "vacuous"
+            elif self.shard:
+                status[clause] = "deselected"
             else:
                 status[clause] = "interrupted" if self.interrupted or self.stopped else "unreached"
         return status

@@ -171,7 +171,7 @@ class Store:
 # ---------------------------------------------------------------- the child
 
 
-def _configure(config: pytest.Config, items: Sequence[pytest.Item], task: Task) -> None:
+def _configure(config: pytest.Config, task: Task) -> None:
     """The subject, the profile and the seed of a task, in a process whose tests are already collected."""
     config.option.subject = task.subject
     config.option.seed = task.seed
@@ -183,11 +183,6 @@ def _configure(config: pytest.Config, items: Sequence[pytest.Item], task: Task) 
         phases=(Phase.explicit, Phase.generate),
     )
     hypothesis.settings.load_profile("kill")
-    # What @given has caught at the import.
-    for item in items:
-        function: Any = item.function if isinstance(item, pytest.Function) else None
-        if hasattr(function, "hypothesis"):
-            function._hypothesis_internal_use_settings = hypothesis.settings.default
 
 
 class _Examples:
@@ -258,7 +253,7 @@ def judge(session: pytest.Session, outcomes: Outcomes, task: Task) -> Result:
         lie = Lie.parse(task.liar)
         lie.tell()
         session.items = [item for item in session.items if item.path.stem == lie.file]
-    _configure(session.config, session.items, task)
+    _configure(session.config, task)
     items, number = _order(session.items, expected)
     begin = time.process_time()
     for i, item in enumerate(items):

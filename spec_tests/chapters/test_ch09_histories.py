@@ -106,6 +106,7 @@ def _bits(block: Block) -> bytes:
 
 
 @pytest.mark.clause("9.8")
+@pytest.mark.drawn
 @pytest.mark.parametrize("normalizer", NAMED_VALUES["normalizer"])
 def test_histories(subject: Subject, request: pytest.FixtureRequest, normalizer: str) -> None:
     """Whatever happened before, a result follows from arguments, state, mode and input."""

@@ -150,7 +150,6 @@ for arguments in json.loads(sys.argv[1]):
         assert len(found) == len(runs), ended.out
         return found
 
-    # Hypothesis takes the profile when a test is imported: one process has one profile.
     [(seed, first)] = drawn(["thorough"])
     other = str(int(seed) + 1)
     same, others = drawn(["thorough", "--seed", seed], ["thorough", "--seed", other])
@@ -171,12 +170,14 @@ if {quiet}:
     seeding.without_local_constants()
 drawn = []
 
-@settings(max_examples=300, database=None)
+settings.register_profile("many", max_examples=300, database=None)
+settings.load_profile("many")
+
 @given(number=st.integers(0, 10_000))
 def draw(number):
     drawn.append(number)
 
-seeding.seed_test(draw, "draw", None)
+seeding.seed_test(draw, "draw", None, "draw")
 draw()
 print(drawn)
 """

@@ -332,3 +332,13 @@ class AddedInPlace(Block):
         res: Tensor = self.conv3(self.conv2(self.conv1(x)))
         res += x if self.in_node is None else self.in_node(x)
         return res
+
+
+# ------------------------------------------------------------------ for tools/campaign.py
+
+
+class RarelyWrong(Block):
+    """1 % too large for inputs of one size alone, which few random examples have."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (1.01 if x.shape[1:] == (4, 7, 5) else 1.0)
