@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +14,9 @@ from spec_tests.subjects import wire
 from spec_tests.subjects.base import Array, Block, Crashed, Entry, Gradients, Refused, SubjectError, zeros
 
 ARGUMENTS = ("in_planes", "out_planes", *DEFAULTS)
+# What is being done, for messages: put into words where something fails.
+Doing = str | Callable[[], str]
+_GRADIENT = re.compile(rf"dx|d\.{wire.TENSOR_NAME.pattern}")
 
 
 class Asked(Protocol):
@@ -23,10 +27,35 @@ class Asked(Protocol):
     compiles: bool
 
     def ask(
-        self, metadata: Mapping[str, str], tensors: Mapping[str, tuple[str, Array]], doing: str
+        self, metadata: Mapping[str, str], tensors: Mapping[str, tuple[str, Array]], doing: Doing
     ) -> tuple[wire.Header, dict[str, Array]]: ...
 
-    def describe(self, texts: Mapping[str, str], dtype: str, doing: str) -> dict[str, str]: ...
+    def describe(self, texts: Mapping[str, str], dtype: str, doing: Doing) -> dict[str, str]: ...
+
+
+@lru_cache(maxsize=1024)
+def _due(items: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
+    """The names of all entries in the order of the specification."""
+    return tuple(BlockConfig.of(**wire.arguments(dict(items))).state())
+
+
+@lru_cache(maxsize=1024)
+def _described(items: tuple[tuple[str, str], ...]) -> dict[str, Entry]:
+    """The entries in a reply to `describe`. Raises WireError."""
+    found = {}
+    for key, value in items:
+        role, _, name = key.partition(".")
+        if role not in ("param", "buffer"):
+            continue
+        if not wire.TENSOR_NAME.fullmatch(name):
+            raise wire.WireError(f"{key!r:.80}; names are of the characters a-z0-9_.")
+        try:
+            dtype, shape = wire.parse_entry(value)
+        except wire.WireError as error:
+            raise wire.WireError(f"{key!r}: {error}") from error
+        role = "parameter" if role == "param" else "buffer"
+        found[name] = Entry(shape, dtype, role, trainable=role == "parameter")
+    return found
 
 
 def texts(arguments: Mapping[str, Any]) -> dict[str, str]:
@@ -42,35 +71,32 @@ class PortBlock(Block):
 
     def __init__(self, subject: Asked, arguments: Mapping[str, Any], dtype: str, seed: int | None) -> None:
         self.subject, self.dtype, self.seed = subject, dtype, seed
-        self.code = render_call(arguments)
+        self._named, self._arguments = dict(arguments), {**DEFAULTS, **arguments}
         self._type = wire.NAMES[dtype]
         self._given = texts(arguments)
-        self._entries = self._described(subject.describe(self._given, self._type, self.code))
-        self._texts = texts({**DEFAULTS, **arguments})
-        self._arguments = {**DEFAULTS, **arguments}
+        said = subject.describe(self._given, self._type, lambda: self.code)
+        try:
+            small = len(said) < 100 and sum(map(len, (*said, *said.values()))) < 10_000
+            self._entries = (_described if small else _described.__wrapped__)(tuple(said.items()))
+        except wire.WireError as error:
+            raise Crashed(f"the port describes {error}", self.code) from error
+        self._texts = self._given if len(self._given) == len(ARGUMENTS) else texts(self._arguments)
         self._state: dict[str, Array] | None = None
         self._pending: Array | None = None
-        self._doing = self.code
+        self._doing: Callable[[], str] = lambda: self.code
         self._fits = True
 
-    def _described(self, metadata: Mapping[str, str]) -> dict[str, Entry]:
-        found = {}
-        for key, value in metadata.items():
-            role, _, name = key.partition(".")
-            if role in ("param", "buffer"):
-                if not wire.TENSOR_NAME.fullmatch(name):
-                    raise Crashed(f"the port describes {key!r:.80}; names are of the characters a-z0-9_.", self.code)
-                try:
-                    dtype, shape = wire.parse_entry(value)
-                except wire.WireError as error:
-                    raise Crashed(f"the port describes {key!r}: {error}", self.code) from error
-                role = "parameter" if role == "param" else "buffer"
-                found[name] = Entry(shape, dtype, role, trainable=role == "parameter")
-        return found
+    @cached_property
+    def code(self) -> str:
+        return render_call(self._named)
 
     def entries(self) -> dict[str, Entry]:
+        return dict(self._ordered)
+
+    @cached_property
+    def _ordered(self) -> dict[str, Entry]:
         # The protocol has no order; that of the specification comes first, what it does not know behind it.
-        due = list(BlockConfig.of(**self._arguments).state())
+        due = _due(tuple(self._texts.items()))
         ordered = [name for name in due if name in self._entries]
         return {name: self._entries[name] for name in [*ordered, *(n for n in self._entries if n not in due)]}
 
@@ -91,19 +117,18 @@ class PortBlock(Block):
     def _expect(self, header: wire.Header, due: Mapping[str, Entry], *more: str) -> None:
         """The tensors of a reply are those that are due, of their types and shapes."""
         got = header.tensors
-        wrong = sorted(set(got) ^ {*due, *more})
-        if wrong:
+        if got.keys() != {*due, *more}:
             raise self._misfit({*due, *more} - set(got), set(got) - {*due, *more})
         for name, entry in due.items():
             found = (wire.LONG_NAMES[got[name].dtype], got[name].shape)
             if found != (entry.dtype, entry.shape):
                 text = f"{found[0]} {list(found[1])}; due is {entry.dtype} {list(entry.shape)}"
-                raise Crashed(f"{name} in the port's reply is {text}", self._doing)
+                raise Crashed(f"{name} in the port's reply is {text}", self._doing())
 
     def _misfit(self, missing: set[str], surplus: set[str]) -> Crashed:
         words = {"missing": missing, "too many": surplus}
         told = ", ".join(f"{word} {sorted(names)}" for word, names in words.items() if names)
-        return Crashed(f"the tensors of the port's reply are not those that are due: {told:.400}", self._doing)
+        return Crashed(f"the tensors of the port's reply are not those that are due: {told:.400}", self._doing())
 
     def _current(self) -> dict[str, Array]:
         if self._state is None:
@@ -124,13 +149,14 @@ class PortBlock(Block):
             tensors[f"{prefix}.{name}"] = ("I64" if value.dtype.kind == "i" else self._type, value)
         if dy is not None:
             tensors["dy"] = (self._type, dy)
-        doing = self._doing = f"{self.code}, {op} in {mode} with x of {x.dtype} {x.shape}"
+        kind, shape = x.dtype, x.shape
+        doing = self._doing = lambda: f"{self.code}, {op} in {mode} with x of {kind} {shape}"
         try:
             return self.subject.ask({"op": op, **self._texts, "mode": mode}, tensors, doing)
         except Refused as refusal:
             # A request that breaks no rule must not be called one that does.
             if refusal.kind == "request" and self._fits:
-                raise Crashed(f"the port answered {refusal.message}", doing) from refusal
+                raise Crashed(f"the port answered {refusal.message}", doing()) from refusal
             raise
 
     def forward(self, x: Array, training: bool | None = None) -> Array:
@@ -145,7 +171,8 @@ class PortBlock(Block):
         if not self.subject.compiles:
             said, called = self._described_output(self._texts, shape), self.forward(zeros(shape)).shape
             if called != said:
-                raise Crashed(f"the port describes out as {said}, and its output has the shape {called}", self._doing)
+                text = f"the port describes out as {said}, and its output has the shape {called}"
+                raise Crashed(text, self._doing())
         return given
 
     def _described_output(self, texts: Mapping[str, str], shape: Sequence[int]) -> tuple[int, ...]:
@@ -174,13 +201,12 @@ class PortBlock(Block):
         training = self.subject.modes[0] if training is None else training
         header, tensors = self._request("backward", x, training, dy)
         missing = {"dx"} - set(header.tensors)
-        gradient = re.compile(rf"dx|d\.{wire.TENSOR_NAME.pattern}")
-        surplus = {name for name in header.tensors if not gradient.fullmatch(name)}
+        surplus = {name for name in header.tensors if not _GRADIENT.fullmatch(name)}
         if missing or surplus:
             raise self._misfit(missing, surplus)
         wrong = sorted(name for name, tensor in header.tensors.items() if tensor.dtype != self._type)
         if wrong:
-            raise Crashed(f"the type of {', '.join(wrong)} in the port's reply is not {self._type}", self._doing)
+            raise Crashed(f"the type of {', '.join(wrong)} in the port's reply is not {self._type}", self._doing())
         # In a framework the statistics follow the forward call that comes with a backward pass; here they do where
         # somebody looks, and until then the last request is the one that is judged.
         if training and any(entry.role == "buffer" for entry in self._entries.values()):

@@ -15,6 +15,8 @@ from spec_tests.subjects import wire
 
 STDERR_KEPT = 64 * 1024
 QUOTED = 80
+# As much as a pipe holds.
+CHUNK = 1 << 16
 TERMINATE_SECONDS = 2.0
 # How long nothing may come before a look whether it is still there: something else may hold its output.
 SLICE_SECONDS = 0.25
@@ -93,6 +95,9 @@ class Process:
             os.set_blocking(descriptor, False)
         self._said = bytearray()
         self._deaf = self._err_ended = False
+        self._poll = select.poll()
+        self._poll.register(self._out, select.POLLIN)
+        self._poll.register(self._err, select.POLLIN)
 
     def stderr(self) -> str:
         """The end of what it wrote to standard error."""
@@ -124,10 +129,7 @@ class Process:
         if early:
             raise self._failure("garbage", f"it wrote {_quoted(early)} after its last reply, before it was asked")
         deadline = time.monotonic() + seconds
-        poll = select.poll()
-        poll.register(self._out, select.POLLIN)
-        if not self._err_ended:
-            poll.register(self._err, select.POLLIN)
+        poll = self._poll
         request = self._write(request)
         if request:
             poll.register(self._in, select.POLLOUT)
@@ -158,6 +160,8 @@ class Process:
                     if len(received) > wanted:
                         more = received[wanted:]
                         raise self._failure("garbage", f"it wrote {_quoted(more)} behind its reply")
+                    if request:  # it answered before it had read all of it
+                        poll.unregister(self._in)
                     return header, received, start
                 if start == 0:
                     try:
@@ -192,7 +196,7 @@ class Process:
     def _read(self, descriptor: int) -> bytes | None:
         """What is there: None if nothing is, empty at the end."""
         try:
-            return os.read(descriptor, 1 << 20)
+            return os.read(descriptor, CHUNK)
         except BlockingIOError:
             return None
 

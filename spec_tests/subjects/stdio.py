@@ -13,7 +13,7 @@ import hypothesis
 
 from spec_tests.subjects import wire
 from spec_tests.subjects.base import Array, AtOnce, Crashed, Refused, Subject, SubjectError
-from spec_tests.subjects.port_block import PortBlock, texts
+from spec_tests.subjects.port_block import Doing, PortBlock, texts
 from spec_tests.subjects.process import PortError, Process, Timeouts, shown
 
 # What the protocol has no words for; nobody can miss it in a port.
@@ -71,10 +71,11 @@ class StdioSubject(Subject):
         self._late: dict[str, int] = {}
         self._called: set[tuple[object, ...]] = set()
         self._stderr = self._gone = ""
-        self._last: bytes = b""
+        self._last: bytes | bytearray = b""
         self.begin_test()
         self.hello: dict[str, str] = {}
         self._started()
+        self._ops, self._modes = self.said("ops"), self.said("modes")
         self.features = self._features()
         self.modes = (True, False) if "train" in self.features else (False,)
         self.absent = ABSENT if "bfloat16" in self.features else ABSENT | {"bfloat16"}
@@ -118,12 +119,12 @@ class StdioSubject(Subject):
 
     def last_request(self) -> bytes:
         """The request that was made last, as a file of the protocol; empty if none was."""
-        return self._last
+        return bytes(self._last)
 
     # The conversation.
 
     def ask(
-        self, metadata: Mapping[str, str], tensors: Mapping[str, tuple[str, Array]], doing: str
+        self, metadata: Mapping[str, str], tensors: Mapping[str, tuple[str, Array]], doing: Doing
     ) -> tuple[wire.Header, dict[str, Array]]:
         """One request and its reply with status ``ok``.
 
@@ -134,12 +135,11 @@ class StdioSubject(Subject):
             AtOnce: one of the two, where Hypothesis would go on.
         """
         op, mode = metadata["op"], metadata.get("mode", "")
-        if op not in self.said("ops") or (mode and mode not in self.said("modes")):
+        if op not in self._ops or (mode and mode not in self._modes):
             raise RuntimeError(f"a fault of the suite: it asks for {op} {mode}, which the port does not offer")
         request = wire.encode(metadata, tensors)
-        key = blake2b(request, digest_size=16).digest()
-        known = self._failures.get(key)
-        found = known if known is not None else self._attempt(request, key, metadata, tensors, doing)
+        known = self._failures.get(_digest(request)) if self._failures else None
+        found = known if known is not None else self._attempt(request, metadata, tensors, doing)
         # One place for all of them: Hypothesis takes errors from two places for two errors.
         if isinstance(found, Failed):
             self._last = found.request
@@ -149,10 +149,9 @@ class StdioSubject(Subject):
     def _attempt(
         self,
         request: bytearray,
-        key: bytes,
         metadata: Mapping[str, str],
         tensors: Mapping[str, tuple[str, Array]],
-        doing: str,
+        doing: Doing,
     ) -> Reply | Failed:
         kind = f"{metadata['op']} {metadata.get('mode', '')}".rstrip()
         if self._late.get(kind, 0) >= LATE_PER_RUN:
@@ -170,11 +169,13 @@ class StdioSubject(Subject):
         except SubjectError as error:
             raise self._at_once(error) from error
         except PortError as error:
-            self._failures[key] = self._failure(error, kind, doing)
+            failed = self._failure(error, kind, doing)
+            wire.number(request, 0)
+            self._failures[_digest(request)] = failed
             self._seconds_lost += time.monotonic() - began
             if error.kind == "late":
                 raise self._at_once() from error
-            return self._failures[key]
+            return failed
 
     def _at_once(self, error: SubjectError | None = None) -> AtOnce | Crashed | SubjectError:
         """The end of a test that would only cost time: its smallest failure, or else that it cannot be judged."""
@@ -187,14 +188,15 @@ class StdioSubject(Subject):
             told = Crashed(smallest.words, smallest.doing)
         return AtOnce(told) if hypothesis.currently_in_test_context() else told
 
-    def _judged(self, header: wire.Header, body: dict[str, Array], doing: str) -> Reply:
+    def _judged(self, header: wire.Header, body: dict[str, Array], doing: Doing) -> Reply:
         """A reply of status `ok`; raises for any other."""
-        status, message = header.metadata.get("status"), shown(header.metadata.get("message", ""))
+        status = header.metadata.get("status")
         if status == "ok":
             return header, body
+        message = shown(header.metadata.get("message", ""))
         code = shown(header.metadata.get("code", ""), 40)
         if status == "error" and code in ("invalid_input", "bad_request"):
-            raise Refused("" if code == "invalid_input" else "request", f"{code}: {message}", doing)
+            raise Refused("" if code == "invalid_input" else "request", f"{code}: {message}", _told(doing))
         if status == "unsupported":
             feature = shown(header.metadata.get("feature", ""), 40)
             message = f"`unsupported` ({feature}) to a request for what `hello` offers"
@@ -202,7 +204,7 @@ class StdioSubject(Subject):
             message = f"{code or 'an error without code'}: {message}"
         else:
             message = f"a reply with the status {status!r:.80}; allowed are 'ok', 'error', 'unsupported'"
-        raise Crashed(f"the port answered {message}", doing)
+        raise Crashed(f"the port answered {message}", _told(doing))
 
     def _limit(self, metadata: Mapping[str, str], tensors: Mapping[str, tuple[str, Array]]) -> str:
         """The name of the time-out: whether this process has had such a call before."""
@@ -217,7 +219,7 @@ class StdioSubject(Subject):
     def _exchange(self, process: Process, request: bytearray, limit: str) -> Reply:
         self._count += 1
         sent = wire.number(request, self._count)
-        self._last = bytes(request)
+        self._last = request
         largest = max(MAX_BODY, 16 * len(request))
         header, message, start = process.exchange(request, limit, getattr(self.timeouts, limit), largest)
         got = header.metadata.get("id")
@@ -226,11 +228,11 @@ class StdioSubject(Subject):
             raise PortError("garbage", f"its reply has the id {got!r:.80}; that of the request is {sent!r}")
         return header, wire.arrays(header, memoryview(message)[start:])
 
-    def _failure(self, error: PortError, kind: str, doing: str) -> Failed:
+    def _failure(self, error: PortError, kind: str, doing: Doing) -> Failed:
         """Record a failure; the process has ended, by itself or where the error was found."""
-        request = self._last
+        request = bytes(self._last)
         self._forget()
-        failed = Failed(self._words(error), doing, request)
+        failed = Failed(self._words(error), _told(doing), request)
         if error.kind == "late":
             self._late[kind] = self._late.get(kind, 0) + 1
         return failed
@@ -294,12 +296,20 @@ class StdioSubject(Subject):
         }
         return frozenset(name for name, there in names.items() if there)
 
-    def describe(self, texts: Mapping[str, str], dtype: str, doing: str) -> dict[str, str]:
+    def describe(self, texts: Mapping[str, str], dtype: str, doing: Doing) -> dict[str, str]:
         key = (*texts.items(), ("dtype", dtype))
         if key not in self._described:
             header, _ = self.ask({"op": "describe", **texts, "dtype": dtype}, {}, doing)
             self._described[key] = header.metadata
         return self._described[key]
+
+
+def _told(doing: Doing) -> str:
+    return doing if isinstance(doing, str) else doing()
+
+
+def _digest(request: bytearray) -> bytes:
+    return blake2b(request, digest_size=16).digest()
 
 
 def complaint(hello: Mapping[str, str]) -> str:

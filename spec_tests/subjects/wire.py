@@ -7,7 +7,8 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from spec_tests.subjects.base import Array
 
 PROTOCOL = "1"
 MAX_HEADER = 16 * 2**20
+_TOO_LARGE = 2**62
 # Bytes that are read before anything is believed: the length, and the brace that opens the header.
 HEAD = 9
 # Ids have one length, so that a request can be built once and numbered later.
@@ -23,11 +25,14 @@ ID_DIGITS = 8
 
 # NumPy has no bfloat16: its numbers are kept as float32, whose upper half they are.
 DTYPES = {"F32": "<f4", "F64": "<f8", "BF16": "<u2", "I64": "<i8", "BOOL": "|u1"}
+_DTYPES = {name: np.dtype(dtype) for name, dtype in DTYPES.items()}
+_NATIVE = {name: dtype.newbyteorder("=") for name, dtype in _DTYPES.items()}
 NAMES = {"float32": "F32", "float64": "F64", "bfloat16": "BF16", "int64": "I64", "bool": "BOOL"}
 LONG_NAMES = {short: name for name, short in NAMES.items()}
 # Printable ASCII without quote and backslash, which JSON would have to escape.
 PLAIN = re.compile(r"[ !#-\[\]-~]*")
 TENSOR_NAME = re.compile(r"[a-z0-9_.]+")
+_ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
 INTEGER = re.compile(r"-?[0-9]{1,19}")
 ENTRY = re.compile(r"([A-Z0-9]+) \[((?:[0-9]{1,18}(?:,[0-9]{1,18})*)?)\]")
 
@@ -40,8 +45,7 @@ class NotExpressible(ValueError):
     """A value that the protocol has no text for."""
 
 
-@dataclass(frozen=True)
-class Tensor:
+class Tensor(NamedTuple):
     """Type, shape and place of a tensor; `begin` and `end` count from the end of the header."""
 
     dtype: str
@@ -63,6 +67,8 @@ class Header:
 
 def text(value: Any) -> str:
     """An argument of the block as PROTOCOL.md writes it. Raises NotExpressible where it has no text."""
+    if type(value) is int and -(2**63) < value < 2**63:
+        return str(value)
     if isinstance(value, (bool, np.bool_)):
         return "true" if value else "false"
     if isinstance(value, (int, np.integer)) and abs(int(value)) < 2**63:
@@ -106,25 +112,30 @@ def _value(written: str) -> Any:
 
 def encode(metadata: Mapping[str, str], tensors: Mapping[str, tuple[str, Array]]) -> bytearray:
     """A canonical request with `op` first, an `id` of zeros, and `tensors` as name -> (type, array)."""
-    unfit = [item for item in metadata.items() if not all(map(PLAIN.fullmatch, item))]
-    if unfit:
+    if not PLAIN.fullmatch("".join([*metadata, *metadata.values()])):
+        unfit = [item for item in metadata.items() if not all(map(PLAIN.fullmatch, item))]
         raise NotExpressible(f"{unfit[0]!r} cannot stand in a request")
-    entries, blobs, offset = [], [], 0
+    entries: list[str] = []
+    blobs: list[Any] = []
+    offset = 0
     for name, (dtype, array) in tensors.items():
-        if not TENSOR_NAME.fullmatch(name):
-            raise NotExpressible(f"the tensor's name {name!r:.80} has no text in the protocol")
-        blob = to_bytes(dtype, array)
-        shape = ",".join(map(str, array.shape))
-        entries.append(
-            f'"{name}":{{"dtype":"{dtype}","shape":[{shape}],"data_offsets":[{offset},{offset + len(blob)}]}}'
-        )
+        blob = _wired(dtype, array)
+        entries.append(f"{_opening(name, dtype, array.shape)}[{offset},{offset + blob.nbytes}]}}")
         blobs.append(blob)
-        offset += len(blob)
+        offset += blob.nbytes
     rest = [f'"{key}":"{value}"' for key, value in metadata.items() if key != "op"]
     first = [f'"op":"{metadata["op"]}"', f'"id":"{0:0{ID_DIGITS}}"', f'"bytes":"{offset}"']
     header = f'{{"__metadata__":{{{",".join(first + rest)}}}' + "".join(f",{entry}" for entry in entries) + "}"
     header += " " * (-len(header) % 8)
     return bytearray(b"".join([len(header).to_bytes(8, "little"), header.encode("ascii"), *blobs]))
+
+
+@lru_cache(maxsize=4096)
+def _opening(name: str, dtype: str, shape: tuple[int, ...]) -> str:
+    """What the header says of a tensor before its offsets."""
+    if not TENSOR_NAME.fullmatch(name):
+        raise NotExpressible(f"the tensor's name {name!r:.80} has no text in the protocol")
+    return f'"{name}":{{"dtype":"{dtype}","shape":[{",".join(map(str, shape))}],"data_offsets":'
 
 
 def number(request: bytearray, request_id: int) -> str:
@@ -137,22 +148,27 @@ def number(request: bytearray, request_id: int) -> str:
 
 def to_bytes(dtype: str, array: Array) -> bytes:
     """The bytes of a tensor. Raises ValueError where a number is none of bfloat16."""
+    return _wired(dtype, array).tobytes()
+
+
+def _wired(dtype: str, array: Array) -> Array:
+    """A tensor whose memory is what `to_bytes` returns."""
     if dtype == "BF16":
         bits = np.ascontiguousarray(array, "<f4").view("<u4")
         if (bits & np.uint32(0xFFFF)).any():
             raise ValueError("a number that bfloat16 does not have would be changed on its way")
         array = (bits >> np.uint32(16)).astype("<u2")
-    return np.ascontiguousarray(array, DTYPES[dtype]).tobytes()
+    return np.ascontiguousarray(array, _DTYPES[dtype])
 
 
 def from_bytes(dtype: str, data: bytes | bytearray | memoryview, shape: tuple[int, ...]) -> Array:
     """A new array from the bytes of a tensor."""
-    array: Array = np.frombuffer(data, DTYPES[dtype]).reshape(shape)
+    array: Array = np.frombuffer(data, _DTYPES[dtype]).reshape(shape)
     if dtype == "BF16":
         return np.asarray((array.astype("=u4") << np.uint32(16)).view("=f4"))
     if dtype == "BOOL":
         return np.asarray(array != 0)
-    return array.astype(array.dtype.newbyteorder("="))
+    return array.astype(_NATIVE[dtype])
 
 
 def header_length(head: bytes | bytearray) -> int:
@@ -163,10 +179,16 @@ def header_length(head: bytes | bytearray) -> int:
     return length
 
 
-def _integers(value: object, what: str) -> tuple[int, ...]:
-    if not isinstance(value, list) or not all(type(n) is int and 0 <= n < 2**62 for n in value):
-        raise WireError(f"{what} is {value!r:.80}; allowed is a list of integers of at least 0")
-    return tuple(value)
+def _integers(entry: Mapping[str, Any], key: str, name: str) -> tuple[int, ...]:
+    value = entry[key]
+    if type(value) is list:
+        for n in value:
+            if type(n) is not int or not 0 <= n < _TOO_LARGE:
+                break
+        else:
+            return tuple(value)
+    what = f"{'the ' if key == 'shape' else ''}{key} of the tensor {name!r:.80}"
+    raise WireError(f"{what} is {value!r:.80}; allowed is a list of integers of at least 0")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -191,27 +213,30 @@ def parse_header(data: bytes | bytearray) -> Header:
         raise WireError("__metadata__ must be an object of strings")
     tensors = {}
     for name, entry in parsed.items():
-        if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+        if not isinstance(entry, dict) or not entry.keys() >= _ENTRY_KEYS:
             raise WireError(f"the tensor {name!r:.80} lacks dtype, shape or data_offsets")
         dtype = entry["dtype"]
         if not isinstance(dtype, str) or dtype not in DTYPES:
             raise WireError(f"the type of the tensor {name!r:.80} is {dtype!r:.80}; allowed are {', '.join(DTYPES)}")
-        shape = _integers(entry["shape"], f"the shape of the tensor {name!r:.80}")
-        offsets = _integers(entry["data_offsets"], f"data_offsets of the tensor {name!r:.80}")
+        shape, offsets = _integers(entry, "shape", name), _integers(entry, "data_offsets", name)
         if len(offsets) != 2 or len(shape) > 8:
             raise WireError(f"the tensor {name!r:.80} has {len(offsets)} offsets and {len(shape)} axes")
-        size = math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize
+        size = math.prod(shape) * _DTYPES[dtype].itemsize
         if offsets[1] - offsets[0] != size:
             due = f"{dtype} {list(shape)} needs {size} bytes"
             raise WireError(f"the tensor {name!r:.80} has the data_offsets {list(offsets)}; {due}")
         tensors[name] = Tensor(dtype, shape, *offsets)
     reached = 0
-    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
+    for name, tensor in sorted(tensors.items(), key=_place):
         if tensor.begin != reached:
             fault = "overlaps the one before it" if tensor.begin < reached else "leaves a hole before it"
             raise WireError(f"the tensor {name!r:.80} begins at {tensor.begin} and {fault}; due is {reached}")
         reached = tensor.end
     return Header(metadata, tensors)
+
+
+def _place(item: tuple[str, Tensor]) -> tuple[int, int]:
+    return item[1][2:]
 
 
 def arrays(header: Header, body: bytes | bytearray | memoryview) -> dict[str, Array]:

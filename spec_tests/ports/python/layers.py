@@ -139,9 +139,7 @@ class Block:
 
     def entries(self, kind: str) -> dict[str, tuple[str, Shape]]:
         """Type and shape of every parameter, `p.<name>`, and buffer, `b.<name>`, of a block of the type `kind`."""
-        found = {f"p.{name}": (kind, shape) for name, shape in self.parameters.items()}
-        # The only integers are the counters, whose shape is that of a number.
-        return found | {f"b.{name}": (kind if shape else "I64", shape) for name, shape in self.buffers.items()}
+        return dict(_entries(self, kind))
 
     def _layers(self) -> list[Layer]:
         return [layer for layers in self.branches.values() for layer in layers]
@@ -183,6 +181,13 @@ class Block:
             behind = branch == "conv3" or (branch != "conv1" and kinds.index("conv") < kinds.index("norm"))
             if samples * prod(after if behind else before) == 1:
                 raise InvalidInput(f"the norm of {branch} meets a single element; with one, there is no variance")
+
+
+@lru_cache(maxsize=1024)
+def _entries(block: Block, kind: str) -> dict[str, tuple[str, Shape]]:
+    found = {f"p.{name}": (kind, shape) for name, shape in block.parameters.items()}
+    # The only integers are the counters, whose shape is that of a number.
+    return found | {f"b.{name}": (kind if shape else "I64", shape) for name, shape in block.buffers.items()}
 
 
 @lru_cache(maxsize=1024)

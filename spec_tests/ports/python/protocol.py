@@ -41,6 +41,9 @@ FLOATS = ("F32", "F64", "BF16")
 TYPES: dict[str, DTypeLike] = {"F32": "<f4", "F64": "<f8", "BF16": "<u2", "I64": "<i8", "BOOL": "|b1"}
 
 
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
+
+
 class BadRequest(Exception):
     """A request that does not keep to the protocol."""
 
@@ -163,23 +166,26 @@ def _described(block: Block, kind: str, shape: str | None) -> dict[str, str]:
 
 def _call(block: Block, training: bool, offered: Container[str], tensors: Mapping[str, Tensor], with_dy: bool) -> Call:
     """The call that a request asks for, once nothing is wrong with it."""
-    wrong = tensors.keys() ^ {*block.entries(""), "x", *(["dy"] if with_dy else [])}
-    if wrong:
-        raise BadRequest(f"missing or too many are the tensors {', '.join(sorted(wrong))}")
+    if "x" not in tensors:
+        raise BadRequest("the tensor x is missing")
     kind, x = tensors["x"]
     if kind not in FLOATS:
         raise InvalidInput(f"x is of the type {kind}; it must be of a floating-point type")
     out = block.output_shape(x.shape, training)
     if kind not in offered:
         raise Unsupported(kind)
-    due = block.entries(kind) | ({"dy": (kind, out)} if with_dy else {})
+    due = block.entries(kind)
+    if with_dy:
+        due["dy"] = (kind, out)
+    wrong = tensors.keys() ^ {*due, "x"}
+    if wrong:
+        raise BadRequest(f"missing or too many are the tensors {', '.join(sorted(wrong))}")
     for name, entry in due.items():
-        if (tensors[name].type, tensors[name].array.shape) != entry:
-            raise BadRequest(
-                f"{name} is {_entry(tensors[name].type, tensors[name].array.shape)}; due is {_entry(*entry)}"
-            )
-    params, buffers = ({n[2:]: tensors[n].array for n in due if n[:2] == role} for role in ("p.", "b."))
-    return Call(block, kind, training, x, params, buffers)
+        found, array = tensors[name]
+        if (found, array.shape) != entry:
+            raise BadRequest(f"{name} is {_entry(found, array.shape)}; due is {_entry(*entry)}")
+    params = {name: tensors[f"p.{name}"].array for name in block.parameters}
+    return Call(block, kind, training, x, params, {name: tensors[f"b.{name}"].array for name in block.buffers})
 
 
 def _read(stream: BinaryIO) -> tuple[dict[str, str], dict[str, Tensor]] | None:
@@ -200,9 +206,10 @@ def _encoded(metadata: Mapping[str, str], arrays: Named, kind: str) -> bytes:
     header: dict[str, Any] = {"__metadata__": metadata}
     blobs, end = [], 0
     for name, value in arrays.items():
-        of = "I64" if np.asarray(value).dtype.kind == "i" else kind
-        blobs.append(np.asarray(value, TYPES[of]).tobytes())
-        header[name] = {"dtype": of, "shape": np.shape(value), "data_offsets": (end, end + len(blobs[-1]))}
+        array = np.asarray(value)
+        of = "I64" if array.dtype.kind == "i" else kind
+        blobs.append(array.astype(TYPES[of], copy=False).tobytes())
+        header[name] = {"dtype": of, "shape": array.shape, "data_offsets": (end, end + len(blobs[-1]))}
         end += len(blobs[-1])
-    text = json.dumps(header, separators=(",", ":")).encode()
+    text = _to_json(header).encode()
     return b"".join([len(text).to_bytes(8, "little"), text, *blobs])
