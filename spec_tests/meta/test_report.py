@@ -317,6 +317,7 @@ def test_shards_make_the_verdict_of_the_whole(folder: Path, name: str, tmp_path:
     missing = mdnc_spec("merge", *map(str, shards[:2]), cwd=tmp_path)
     assert "ERROR shard 3 of 3 is missing" in missing.out
     assert missing.status == (1 if name == "numbers" else 3)
+    assert "shard 3 of 3 is missing" in mdnc_spec("matrix", *map(str, shards[:2]), cwd=tmp_path).out
     twice = mdnc_spec("merge", *map(str, [*shards, shards[0]]), cwd=tmp_path)
     assert "ERROR shard 1 of 3 is there 2 times" in twice.out
 

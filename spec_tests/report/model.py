@@ -155,6 +155,7 @@ class Report:
         )
         verdict.conduct, verdict.stopped, verdict.subject = data["conduct"], data["stopped"], data["about"]
         told, shard = data["diagnosis"], data["shard"]
+        verdict.shard = shard is not None
         changes = tuple((change["rule"], change["value"]) for change in told["changes"])
         return cls(
             verdict,
