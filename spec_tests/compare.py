@@ -44,12 +44,17 @@ def start() -> None:
 def focused(items: Iterable[T], name: str = "") -> Iterator[T]:
     """All of an enumeration; but once a test failed at one item, only that one when it runs again.
 
-    Hypothesis runs a failing test hundreds of times to shrink what it drew, and only that item has to fail.
+    Hypothesis runs a failing test hundreds of times to shrink what it drew, and only that item has to fail. So that
+    it draws the same each time, a test draws everything before its first enumeration; `name` tells several of them
+    apart.
     """
     numbered = list(enumerate(items))
     focus = _AT.get(name)
     if focus is not None:
-        numbered = [numbered[focus]]
+        numbered = numbered[focus : focus + 1]
+    elif _AT:
+        # Another enumeration failed.
+        numbered = []
     elif SAMPLE_STEP[0] > 1:
         # Another sample each time, so that all items come up, and never an empty one.
         _TURN[0] += 1

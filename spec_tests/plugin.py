@@ -40,6 +40,7 @@ T = TypeVar("T")
 PROFILES = {"smoke": 2, "default": 15, "thorough": 400}
 # No factor in common with the numbers of named values and kinds of shortcut.
 SMOKE_STEP = 41
+SLOW_PHASES = (hypothesis.Phase.shrink, hypothesis.Phase.explain)
 RANDOM_PROFILES = ("thorough",)
 
 
@@ -85,6 +86,8 @@ def pytest_configure(config: pytest.Config) -> None:
         print_blob=False,
         report_multiple_bugs=False,
         suppress_health_check=list(hypothesis.HealthCheck),
+        # A failing smoke run is to be quick too; the default profile finds the smallest example.
+        phases=[phase for phase in hypothesis.Phase if profile != "smoke" or phase not in SLOW_PHASES],
     )
     hypothesis.settings.load_profile("mdnc-spec")
     seeding.without_local_constants()

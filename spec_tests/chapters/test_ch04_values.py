@@ -85,9 +85,9 @@ def test_documented_examples(subject: Subject, example_id: str) -> None:
 def test_law(subject: Subject, law: Law, data: st.DataObject) -> None:
     """Each formula of the chapter, on blocks in which it alone matters."""
     scalers = law.names.get("scaler", NAMED_VALUES["scaler"])
+    drawn: dict[str, Numeric] = {scaler: data.draw(numerics(scaler)) for scaler in scalers}
     for scaler in scalers:
-        drawn: Numeric = data.draw(numerics(scaler))
-        for numeric, state, note in focused(law_examples(law, scaler, drawn, subject.modes)):
+        for numeric, state, note in focused(law_examples(law, scaler, drawn[scaler], subject.modes), scaler):
             run = numeric.expected(state)
             y = numeric.built(subject, state).forward(numeric.x(), numeric.training)
             within(law.clause, "the output", y, run.y, numeric.example(note), run)
@@ -147,11 +147,13 @@ def judge_nonfinite(subject: Subject, clause: str, numeric: Numeric, value: floa
 @given(data=st.data())
 def test_numbers_that_are_not_finite(subject: Subject, normalizer: str, data: st.DataObject) -> None:
     """A NaN reaches all that depends on it and no other sample; an infinity becomes a NaN in a norm."""
-    for scaler in NAMED_VALUES["scaler"]:
-        numeric: Numeric = replace(data.draw(numerics(scaler, max_batch=2)), input_kind="normal", state_kind="distinct")
-        place = tuple(data.draw(st.tuples(*[st.integers(0, 3)] * 4)))
-        for names, training in focused(product(named_values(normalizer=normalizer, scaler=scaler), subject.modes)):
-            case = named(numeric, training, **names)
+    scalers, places = NAMED_VALUES["scaler"], st.tuples(*[st.integers(0, 3)] * 4)
+    drawn = {scaler: (data.draw(numerics(scaler, max_batch=2)), data.draw(places)) for scaler in scalers}
+    for scaler, (numeric, place) in drawn.items():
+        plain = replace(numeric, input_kind="normal", state_kind="distinct")
+        combinations = product(named_values(normalizer=normalizer, scaler=scaler), subject.modes)
+        for names, training in focused(combinations, scaler):
+            case = named(plain, training, **names)
             judge_nonfinite(subject, "4.22", case, np.nan, place)
             judge_nonfinite(subject, "4.23", case, np.inf, place)
 

@@ -91,9 +91,10 @@ def test_float64(subject: Subject, normalizer: str, data: st.DataObject) -> None
 @given(data=st.data())
 def test_law(subject: Subject, law: Law, data: st.DataObject) -> None:
     """Each statement of the chapter, on blocks in which it alone matters."""
-    for scaler in law.names.get("scaler", NAMED_VALUES["scaler"]):
-        drawn: Numeric = data.draw(numerics(scaler, gradients=True))
-        for numeric, state, note in focused(law_examples(law, scaler, drawn, subject.modes)):
+    scalers = law.names.get("scaler", NAMED_VALUES["scaler"])
+    drawn: dict[str, Numeric] = {scaler: data.draw(numerics(scaler, gradients=True)) for scaler in scalers}
+    for scaler in scalers:
+        for numeric, state, note in focused(law_examples(law, scaler, drawn[scaler], subject.modes), scaler):
             judge(subject, (law.clause, law.clause), numeric, state, note)
 
 
