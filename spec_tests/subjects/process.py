@@ -20,6 +20,9 @@ CHUNK = 1 << 16
 TERMINATE_SECONDS = 2.0
 # How long nothing may come before a look whether it is still there: something else may hold its output.
 SLICE_SECONDS = 0.25
+# Most replies of small blocks have come by then.
+SOON_SECONDS = 0.0005
+_yield = getattr(os, "sched_yield", lambda: None)
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,10 @@ class Process:
         if request:
             poll.register(self._in, select.POLLOUT)
         received, wanted, header, start = bytearray(), wire.HEAD, None, 0
+        # To sleep and be woken costs more than most replies: look again for a moment, and let others run meanwhile.
+        soon = time.monotonic() + SOON_SECONDS
+        while not poll.poll(0) and time.monotonic() < soon:
+            _yield()
         while True:
             if self._deaf:
                 # It cannot have read the request; all that is awaited is how it ends.

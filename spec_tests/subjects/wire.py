@@ -198,10 +198,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+_JSON = json.JSONDecoder(object_pairs_hook=_unique)
+
+
 def parse_header(data: bytes | bytearray) -> Header:
     """Read and check a header: what it says of types, shapes and offsets must agree before anything is allocated."""
     try:
-        parsed = json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
+        parsed = _JSON.decode(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         if isinstance(error, WireError):
             raise
