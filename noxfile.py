@@ -137,9 +137,10 @@ def ports(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def faults(session: nox.Session) -> None:
-    """Check that every wrong block of the catalogue is killed (minutes; arguments go to tools/kill_matrix.py)."""
+    """Check that every wrong block is killed, and rightly diagnosed (minutes; arguments go to tools/kill_matrix.py)."""
     install(session, "picture")
-    session.run("python", "tools/kill_matrix.py", *session.posargs, env=ONE_THREAD)
+    for arguments in (session.posargs,) if session.posargs else ((), ("--ports",), ("--liars",), ("--diagnosis",)):
+        session.run("python", "tools/kill_matrix.py", *arguments, env=ONE_THREAD)
 
 
 @nox.session(default=False)

@@ -104,6 +104,7 @@ def candidates(path: Path, chapter: str) -> list[tuple[str, str]]:
         rows = list(csv.DictReader(file))
     pairs = [(row["fault"], row["killer"]) for row in sorted(rows, key=lambda row: int(row["examples"]))]
     pairs += [(row["fault"], clause) for row in rows for clause in row["expected"].split()]
+    pairs += [(row["fault"], clause) for row in rows for clause in row["clauses"].split()]
     return [pair for pair in dict.fromkeys(pairs) if pair[1].partition(".")[0] == chapter]
 
 
