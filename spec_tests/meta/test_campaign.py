@@ -1,0 +1,97 @@
+"""Budgets, databases and shards: runs that use a time that was given, and share what they find."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from spec_tests.meta.processes import REFERENCE, ROOT, environment, mdnc_spec, mdnc_spec_many, python, run_arguments
+
+RARE = "py:spec_tests.meta.wrong_blocks:RarelyWrong"
+NARROW = ("--clause", "4.1", "--profile", "smoke")
+# The first draws the one size at which the rare block is wrong, the second does not.
+FINDS, MISSES = "8", "4"
+
+
+def checks(output: str) -> int:
+    return int(re.findall(r" ([\d,]+) checks$", output, re.MULTILINE)[-1].replace(",", ""))
+
+
+@pytest.mark.slow
+def test_a_budget_is_spent_on_new_examples(tmp_path: Path) -> None:
+    """Behind a whole run come rounds, whose seeds follow the printed one, and whose checks are added."""
+    run = ("run", "--subject", REFERENCE, *NARROW, "--seed", "5")
+    plain, more = (mdnc_spec(*run, *budget, cwd=tmp_path) for budget in ((), ("--budget", "8s")))
+    assert plain.status == more.status == 0, more.out + more.err
+    rounds = re.search(r"^(\d+) rounds of new examples, to the seed (\d+)$", more.out, re.MULTILINE)
+    assert rounds, more.out
+    assert int(rounds[1]) >= 1
+    assert int(rounds[2]) == 5 + int(rounds[1])
+    assert checks(more.out) > checks(plain.out)
+
+
+@pytest.mark.slow
+def test_what_failed_is_kept_and_tried_first(tmp_path: Path) -> None:
+    """An example that a seed finds is met at once by another seed, which alone does not find it."""
+    folder = ("--database", str(tmp_path / "a database"))
+    runs = [
+        ["run", "--subject", RARE, *NARROW, "--no-diagnosis", "--seed", seed, *more]
+        for seed, more in ((FINDS, folder), (MISSES, ()), (MISSES, folder))
+    ]
+    found, missed, again = mdnc_spec_many(runs, cwd=tmp_path)
+    assert (found.status, missed.status, again.status) == (1, 0, 1), found.out + missed.out
+    assert set(again.failures()) == {"4.1"}
+
+
+def test_shards_make_one_verdict(tmp_path: Path) -> None:
+    """Every test is in one shard, no shard fails for what is in another, and all merge into the whole verdict."""
+    base = ["run", "--subject", REFERENCE, "--clause", "1", "--clause", "8", "--profile", "smoke"]
+    folders = [str(tmp_path / f"part {k}") for k in (1, 2, 3)]
+    runs = [[*base, "--shard", f"{k}/3", "--report", folders[k - 1]] for k in (1, 2, 3)]
+    *parts, whole, merged, lacking = mdnc_spec_many(
+        [*runs, base, ["merge", *folders], ["merge", *folders[:2]]], cwd=tmp_path
+    )
+    assert [part.status for part in parts] == [0, 0, 0], parts[0].out
+    assert whole.status == merged.status == 0, merged.out
+    assert checks(whole.out) == checks(merged.out) == sum(checks(part.out) for part in parts)
+    assert lacking.status == 3
+    assert "shard 3 of 3 is missing" in lacking.out
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--shard", "4/3", "'4/3' must be K/N"),
+        ("--shard", "0/3", "'0/3' must be K/N"),
+        ("--budget", "soon", "'soon' must be a time above 0, such as 90s, 30m or 2h"),
+        ("--budget", "0s", "'0s' must be a time above 0"),
+        ("--database", "", "it must be a folder"),
+    ],
+)
+def test_wrong_values_are_refused(tmp_path: Path, option: str, value: str, words: str) -> None:
+    ended = mdnc_spec("run", "--subject", REFERENCE, option, value, cwd=tmp_path)
+    assert ended.status == 3
+    assert words in ended.err
+
+
+def test_a_server_that_does_not_answer_is_told(tmp_path: Path) -> None:
+    ended = mdnc_spec(*run_arguments(REFERENCE, "--database", "redis://127.0.0.1:9/0"), cwd=tmp_path)
+    assert ended.status == 3
+    assert "--database redis://127.0.0.1:9/0 cannot be used" in ended.err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("redis-server") is None, reason="redis-server is not installed")
+def test_two_workers_share_a_server(tmp_path: Path) -> None:
+    """What a worker finds is on the server, and a run with another seed fails by it at once."""
+    program = str(ROOT / "tools" / "campaign.py")
+    arguments = ("--budget", "5s", "--seed", FINDS)
+    ended = python(program, *arguments, cwd=tmp_path, env=environment(OMP_NUM_THREADS="1"))
+    assert ended.status == 1, ended.out + ended.err
+    assert re.search(r"^worker 1: .*broken 4\.1$", ended.out, re.MULTILINE), ended.out
+    assert re.search(r"^kept: [1-9]\d* examples$", ended.out, re.MULTILINE), ended.out
+    assert re.search(r"^afterwards: seed 2008, 0 rounds: broken 4\.1$", ended.out, re.MULTILINE), ended.out
+    assert not list(tmp_path.iterdir())
