@@ -144,6 +144,27 @@ def faults(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def drift(session: nox.Session) -> None:
+    """Show what moves between two environments: `nox -s drift -- torch==2.10.0 torch==2.13.0` (minutes)."""
+    if len(session.posargs) != 2:
+        session.error("two requirements, such as torch==2.10.0 torch==2.13.0; each may be several, in quotes")
+    install(session)
+    folder = Path(session.create_tmp())
+    for number, requirement in enumerate(session.posargs):
+        session.run("python", "-m", "venv", "--clear", str(folder / str(number)))
+        install_into = (str(folder / str(number) / "bin" / "python"), "-m", "pip", "install", "-q")
+        session.run(*install_into, *shlex.split(requirement), TORCH[1], external=True)
+        session.run(*install_into, "-e", ".", external=True)
+    # In turns, so that the machine's moods reach both.
+    files = {(number, turn): str(folder / f"{number}-{turn}.safetensors") for turn in range(3) for number in (0, 1)}
+    for (number, _), file in files.items():
+        interpreter = str(folder / str(number) / "bin" / "python")
+        session.run(interpreter, "tools/drift.py", "record", file, env=ONE_THREAD, external=True)
+    one, two = (",".join(file for (number, _), file in files.items() if number == which) for which in (0, 1))
+    session.run("python", "tools/drift.py", "compare", one, two)
+
+
+@nox.session(default=False)
 def campaign(session: nox.Session) -> None:
     """Let two workers search for failures in turns, and share what they find (arguments go to tools/campaign.py)."""
     install(session, "campaign")

@@ -1,0 +1,200 @@
+"""What moves between two environments: the reference block under one torch and under another.
+
+    python tools/drift.py record FILE                     in each environment: what the reference does there
+    python tools/drift.py compare A B                     what moved; several records of one environment as A1,A2
+    nox -s drift -- torch==2.10.0 torch==2.13.0           both, in environments that nox makes
+
+A record holds the printed tables, the names, shapes and types of all entries, every number that the calls of the test
+vectors give (outputs, gradients, new buffers), and how long they took. Numbers are compared in units of the derived
+bound, within which all correct implementations lie; the speed is the ratio of the best times, and decides nothing.
+
+Exit status of compare: 0 if all that moved lies within the bounds, 1 if a table, an entry or a number beyond its bound
+moved, 2 for wrong arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from rich.console import Console
+from rich.table import Table
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from spec_tests.enumeration import INPUT_SIZE, enumerated
+from spec_tests.vectors import Vector, vectors
+
+REFERENCE = "py:mdnc.modules.resnet:BlockBottleneck2d"
+KINDS = {"y": "outputs", "dx": "gradients of the input", "d": "gradients of parameters", "new": "buffers after a call"}
+ROUNDS = 5
+
+
+class BadRecordError(Exception):
+    """A file is no record; the message names it."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the reference did in one environment: numbers by vector and name, and the rest as text."""
+
+    numbers: Mapping[str, Any]
+    tables: Mapping[str, str]
+    entries: Mapping[str, Mapping[str, str]]
+    versions: Mapping[str, str]
+    seconds: Mapping[str, float]
+
+
+# ---------------------------------------------------------------- record
+
+
+def called(vector: Vector, subject: Any) -> dict[str, Any]:
+    """What comes out of the call of a vector, by the names of the protocol."""
+    block = vector.built(subject)
+    found = {"y": block.forward(vector.x(), vector.training)}
+    found |= {f"new.b.{name}": value for name, value in block.state().items() if f"new.b.{name}" in vector.expected}
+    if vector.has_gradients:
+        back = vector.built(subject).backward(vector.x(), vector.dy(), vector.training)
+        found |= {"dx": back.dx, **{f"d.{name}": value for name, value in back.params.items()}}
+    return found
+
+
+def record(path: Path) -> None:
+    """Write what the reference does in this environment."""
+    import torch
+
+    from spec_tests.subjects import load_subject
+    from tools.regenerate_golden import printed_table
+
+    torch.set_num_threads(1)
+    subject = load_subject(REFERENCE, "")
+    numbers: dict[str, Any] = {}
+    entries: dict[str, dict[str, str]] = {}
+    for vector in vectors():
+        for name, value in called(vector, subject).items():
+            numbers[f"{vector.id}/{name}"] = np.ascontiguousarray(value)
+        found = subject.build(vector.config.arguments()).entries()
+        entries[vector.id] = {name: f"{e.dtype} {list(e.shape)} {e.role}" for name, e in found.items()}
+    seconds = {"forward": float("inf"), "forward and backward": float("inf")}
+    for _ in range(ROUNDS):
+        for what, some in (
+            ("forward", [v for v in vectors() if not v.has_gradients]),
+            ("forward and backward", [v for v in vectors() if v.has_gradients]),
+        ):
+            begin = time.perf_counter()
+            for vector in some:
+                called(vector, subject)
+            seconds[what] = min(seconds[what], time.perf_counter() - begin)
+    tables = {case: printed_table(config, (config.in_planes, *INPUT_SIZE)) for case, config in enumerated()}
+    versions = {"python": sys.version.split()[0], "torch": torch.__version__, "numpy": np.__version__}
+    texts = {"tables": tables, "entries": entries, "versions": versions, "seconds": seconds}
+    save_file(numbers, path, {name: json.dumps(value) for name, value in texts.items()})
+
+
+def _read(name: str) -> Record:
+    try:
+        with safe_open(name, "numpy") as file:
+            texts = {key: json.loads(value) for key, value in file.metadata().items()}
+            return Record({key: file.get_tensor(key) for key in file.keys()}, **texts)  # noqa: SIM118
+    except (OSError, SafetensorError, TypeError, ValueError, AttributeError) as error:
+        raise BadRecordError(f"{name} is no record: {error}") from error
+
+
+def read(names: str) -> Record:
+    """The record of one or more files of the same environment, with the best of their times. Raises BadRecordError."""
+    found = [_read(name) for name in names.split(",")]
+    seconds = {what: min(one.seconds[what] for one in found) for what in found[0].seconds}
+    return Record(found[0].numbers, found[0].tables, found[0].entries, found[0].versions, seconds)
+
+
+# ---------------------------------------------------------------- compare
+
+
+def _text_drift(what: str, old: Mapping[str, str], new: Mapping[str, str], console: Console) -> int:
+    moved = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    console.print(f"{what}: {len(moved)} of {len({**old, **new})} moved")
+    for name in moved[:5]:
+        before, after = (text.splitlines() for text in (old.get(name, ""), new.get(name, "")))
+        for line in difflib.unified_diff(before, after, f"{name} before", f"{name} after", lineterm="", n=1):
+            console.print(f"    {line}", markup=False, highlight=False)
+    return len(moved)
+
+
+def compare(old: Record, new: Record, console: Console) -> int:
+    """Print what moved; the number of what is not within the bounds."""
+    packages = {**old.versions, **new.versions}
+    console.print(
+        "; ".join(f"{name} {old.versions.get(name, '-')} → {new.versions.get(name, '-')}" for name in packages)
+    )
+    beyond = _text_drift("tables", old.tables, new.tables, console)
+    before, after = ({v: "\n".join(f"{n} {e}" for n, e in r.entries[v].items()) for v in r.entries} for r in (old, new))
+    beyond += _text_drift("entries of the state (names, shapes, types)", before, after, console)
+    table = Table(title="numbers, in units of their bounds")
+    for heading in ("what", "numbers", "moved", "largest", "at", "beyond"):
+        table.add_column(heading)
+    expected = {f"{v.id}/{name}": bounded for v in vectors() for name, bounded in v.expected.items()}
+    for kind, title in KINDS.items():
+        names = [name for name in expected if name.partition("/")[2].partition(".")[0] == kind]
+        missing = [name for name in names if name not in old.numbers or name not in new.numbers]
+        if missing:
+            console.print(f"    {title}: {len(missing)} are in one record only, such as {missing[0]}")
+        total = moved = outside = 0
+        worst, where = 0.0, ""
+        for name in names:
+            if name in missing:
+                continue
+            one, two = (r.numbers[name].astype(np.float64) for r in (old, new))
+            distance = np.abs(one - two)
+            distance[(one == two) | (np.isnan(one) & np.isnan(two))] = 0.0
+            with np.errstate(all="ignore"):
+                ratio = np.where(distance > 0, distance / expected[name].bound, 0.0)
+            total, moved = total + one.size, moved + int((distance > 0).sum())
+            # Two results within the bounds differ by at most two of them.
+            outside += int((~(ratio <= 2)).sum())
+            if ratio.size and ratio.max() > worst:
+                worst, where = float(ratio.max()), name
+        beyond += outside + len(missing)
+        table.add_row(title, f"{total:,}", f"{moved:,}", f"{worst:.2g}", where, f"{outside:,}")
+    console.print(table)
+    for what, seconds in new.seconds.items():
+        console.print(f"speed, {what}: the calls of the test vectors take {seconds / old.seconds[what]:.2f} × as long")
+    console.print(
+        "something moved beyond what rounding explains" if beyond else "all that moved lies within the bounds"
+    )
+    return beyond
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="tools/drift.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("record", help="write what the reference does in this environment")
+    one.add_argument("file", type=Path)
+    two = commands.add_parser("compare", help="print what moved between two records")
+    two.add_argument("old", metavar="A[,A2…]")
+    two.add_argument("new", metavar="B[,B2…]")
+    options = parser.parse_args(arguments)
+    if options.command == "record":
+        record(options.file)
+        return 0
+    try:
+        old, new = read(options.old), read(options.new)
+    except BadRecordError as error:
+        parser.error(str(error))
+    return 1 if compare(old, new, Console(highlight=False, soft_wrap=True)) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
