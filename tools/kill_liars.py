@@ -26,8 +26,8 @@ from spec_tests.plugin import CHAPTERS
 from spec_tests.subjects.base import Refused
 from tools.kill_runner import Result, Task
 
-# How many faults are tried at a time.
-TURN = 4
+# How many faults are tried at a time, of all helpers together and at least of each.
+TURN, EACH = 60, 3
 PLAIN = (compare.holds, compare.equal, compare.equal_entries, numeric.within, numeric.same_within)
 
 
@@ -116,8 +116,9 @@ def unnoticed(path: Path, judged: Callable[[list[Task]], dict[Task, Result]], co
     waiting = {lie: candidates(path, lie.chapter) for lie in lies()}
     lost: dict[Lie, str] = {}
     while any(pairs for lie, pairs in waiting.items() if lie not in lost):
-        turn = [(lie, *pair) for lie, pairs in waiting.items() if lie not in lost for pair in pairs[:TURN]]
-        waiting = {lie: pairs[TURN:] for lie, pairs in waiting.items()}
+        each = max(TURN // (len(waiting) - len(lost)), EACH)
+        turn = [(lie, *pair) for lie, pairs in waiting.items() if lie not in lost for pair in pairs[:each]]
+        waiting = {lie: pairs[each:] for lie, pairs in waiting.items()}
         honest = judged(list(dict.fromkeys(_task(replace(lie, helper=""), *pair) for lie, *pair in turn)))
         tests = {item: honest[_task(replace(item[0], helper=""), *item[1:])].tests for item in turn}
         told = judged([_task(*item) for item in turn if tests[item]])

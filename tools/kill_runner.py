@@ -290,8 +290,11 @@ class Runner:
             blocks.block(task.entry)
         gc.collect()
         gc.freeze()
-        for result in self._all(session):
-            self.found(result)
+        try:
+            for result in self._all(session):
+                self.found(result)
+        finally:
+            gc.unfreeze()
         return True
 
     def _all(self, session: pytest.Session) -> Iterator[Result]:
