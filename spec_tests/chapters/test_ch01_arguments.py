@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 
 from spec_tests.compare import Example, equal, equal_entries, holds, refused, taken
 from spec_tests.config import DEFAULTS, NAMED_VALUES, BlockConfig
@@ -79,6 +79,7 @@ def test_each_default(subject: Subject, argument: str) -> None:
 
 
 @pytest.mark.clause(*NUMERIC_CLAUSES.values())
+@example(arguments=dict.fromkeys(NUMERIC_CLAUSES, 1) | {"padding": 0})
 @given(arguments=geometries())
 def test_legal_numbers_are_taken(subject: Subject, arguments: dict[str, Any]) -> None:
     """Every integer in range is taken, whether or not an input would fit."""

@@ -18,13 +18,14 @@ from spec_tests.faults import (
     order,
     shapes,
     shortcut,
+    single_clauses,
     state,
     upsampling,
 )
 from spec_tests.faults.entry import Fault
 
 _AREAS = (norm, batch_norm, activation, order, convolution, shortcut, upsampling, shapes)
-_AREAS += (state, construction, arguments, gradients, arithmetic, conduct)  # type: ignore[assignment]
+_AREAS += (state, construction, arguments, gradients, arithmetic, conduct, single_clauses)  # type: ignore[assignment]
 
 
 def _by_id(*groups: tuple[Fault, ...]) -> dict[str, Fault]:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -30,7 +31,8 @@ pytest.importorskip("torch")
 NAMES = {"report.json", "report.html", "report.md", "junit.xml", "badge.json"}
 WRONG = "py:spec_tests.meta.wrong_blocks:AlwaysProjects"
 NUMBERS = "py:spec_tests.faults.blocks:eps_1e3_everywhere"
-PORT = f"cmd:{sys.executable} {ROOT / 'spec_tests' / 'meta' / 'honest_port.py'} --ops describe,forward --modes eval"
+HONEST = [sys.executable, str(ROOT / "spec_tests" / "meta" / "honest_port.py")]
+PORT = f"cmd:{shlex.join(HONEST)} --ops describe,forward --modes eval"
 RUNS = {
     "structure": run_arguments(WRONG, "--clause", "2", "--clause", "7.1"),
     "numbers": run_arguments(NUMBERS, "--clause", "4.5", "--clause", "6.1", "--no-diagnosis"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -23,7 +24,8 @@ webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pi
 pytest.importorskip("torch")
 pytestmark = pytest.mark.slow
 
-PORT = f"cmd:{sys.executable} {ROOT / 'spec_tests' / 'meta' / 'honest_port.py'} --ops describe,forward --modes eval"
+HONEST = [sys.executable, str(ROOT / "spec_tests" / "meta" / "honest_port.py")]
+PORT = f"cmd:{shlex.join(HONEST)} --ops describe,forward --modes eval"
 RUNS = {
     "failing": [
         *run_arguments("py:spec_tests.faults.blocks:eps_1e3_everywhere", "--clause", "3", "--clause", "4.5"),
