@@ -256,8 +256,8 @@ class Slow(BlockBottleneck2d):
     def __init__(self, in_planes, out_planes, *rest, **named):
         super().__init__(in_planes, out_planes, *rest, **({"activator": "relu"} | named))
         folder = Path(os.environ["MDNC_STARTED"])
-        if len(list(folder.iterdir())) > 60:
-            time.sleep(0.05)
+        if len(list(folder.iterdir())) > 35:
+            time.sleep(0.5)
         (folder / f"{os.getpid()}-{time.monotonic_ns()}").touch()
 """
 
@@ -295,7 +295,7 @@ def test_signals(number: signal.Signals, workers: str, tmp_path: Path) -> None:
     )
     try:
         end = time.monotonic() + 60
-        while len(list(started.iterdir())) < 80 and time.monotonic() < end and process.poll() is None:
+        while len(list(started.iterdir())) < 40 and time.monotonic() < end and process.poll() is None:
             time.sleep(0.05)
         assert process.poll() is None
         assert len(alive(mark)) >= int(workers)

@@ -95,7 +95,8 @@ def test_every_wrong_block_is_expected_to_be_caught() -> None:
     classes = {cls for cls in found if isinstance(cls, type) and cls.__module__ in MODULES.values()}
     bases = {base for cls in classes for base in cls.__mro__[1:]}
     leaves = {cls.__name__ for cls in classes - bases if cls.__name__ not in ("ByHand", "Lenient")}
-    assert leaves - {"Correct"} == set(EXPECTED)
+    # A campaign has to look for the last one.
+    assert leaves - {"Correct", "RarelyWrong"} == set(EXPECTED)
 
 
 @pytest.mark.slow
