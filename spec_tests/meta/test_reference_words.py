@@ -74,18 +74,18 @@ def test_a_refused_input(x: Any, kind: type[Exception], words: str) -> None:
     [
         (
             {"kernel_size": (2, 3), "stride": (2, 1), "padding": 1},
-            "`x` (shape (1, 2, 4, 6)) gives the size (3, 6) in the residual branch, (2, 6) in the shortcut, because of "
-            "kernel_size=(2, 3), padding=(1, 1), stride=(2, 1), output_size=None, scaler='down'; ",
+            "`x` (shape (1, 2, 4, 6)) gives the size (3, 6) in the residual branch, (2, 6) in the shortcut"
+            ", because of kernel_size=(2, 3), padding=(1, 1), stride=(2, 1), output_size=None, scaler='down'; ",
         ),
         (
             {"kernel_size": 5, "stride": (2, 3), "scaler": "up"},
-            "`x` (shape (1, 2, 4, 6)) gives the size (6, 16) in the residual branch, (8, 18) in the shortcut, because of "
-            "kernel_size=(5, 5), padding=(1, 1), stride=(2, 3), output_size=None, scaler='up'; ",
+            "`x` (shape (1, 2, 4, 6)) gives the size (6, 16) in the residual branch, (8, 18) in the shortcut"
+            ", because of kernel_size=(5, 5), padding=(1, 1), stride=(2, 3), output_size=None, scaler='up'; ",
         ),
         (
             {"kernel_size": 5, "stride": (2, 3), "scaler": "up", "output_size": (9, 7)},
-            "`x` (shape (1, 2, 4, 6)) gives the size (7, 5) in the residual branch, (9, 7) in the shortcut, because of "
-            "kernel_size=(5, 5), padding=(1, 1), stride=(2, 3), output_size=(9, 7), scaler='up'; ",
+            "`x` (shape (1, 2, 4, 6)) gives the size (7, 5) in the residual branch, (9, 7) in the shortcut"
+            ", because of kernel_size=(5, 5), padding=(1, 1), stride=(2, 3), output_size=(9, 7), scaler='up'; ",
         ),
     ],
     ids=["down", "up", "size"],
