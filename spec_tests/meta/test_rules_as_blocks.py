@@ -1,0 +1,82 @@
+"""The wrong rules of the oracle and the wrong blocks of the catalogue are the same mistakes."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import numpy as np
+import pytest
+
+from spec_tests.config import BlockConfig
+from spec_tests.generators import draw_case, draw_input, draw_state
+from spec_tests.oracle import NotApplicable, Rules, alternatives, forward, judge, vjp
+from spec_tests.oracle.plan import plan
+
+torch = pytest.importorskip("torch")
+catalogue: Any = importlib.import_module("spec_tests.faults.catalogue")
+blocks: Any = importlib.import_module("spec_tests.faults.blocks")
+
+RULES = {e.rules: e for e in catalogue.faults().values() if e.rules}
+
+
+def call(block: Any, x: Any, training: bool, gradients: bool = True) -> dict[str, Any]:
+    """Everything that a call gives: output, buffers, gradients."""
+    block.train(training)
+    given = torch.from_numpy(np.array(x)).requires_grad_(gradients)
+    y = block(given)
+    found = {"y": y}
+    if gradients:
+        block.zero_grad(set_to_none=True)
+        y.backward(torch.from_numpy(np.random.default_rng(0).standard_normal(y.shape).astype(np.float32)))
+        found |= {"dx": given.grad, **{f"grad {n}": p.grad for n, p in block.named_parameters() if p.grad is not None}}
+    found |= {f"buffer {n}": b.clone() for n, b in block.named_buffers()}
+    return {name: value.detach().numpy().copy() for name, value in found.items()}
+
+
+def filled(kind: Any, config: BlockConfig, state: dict[str, Any]) -> Any:
+    block = kind(**config.arguments())
+    block.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in state.items()})
+    return block
+
+
+# These decide what happens outside the layers, so that the plan of the layers does not show them.
+BEHIND_THE_LAYERS = ("shortcut_weight", "residual_weight", "parameter_gradient", "shortcut_gradient")
+
+
+def example(seed: int, rule: str, rules: Rules) -> bool:
+    """Whether call `seed` says something of the rule; if so, the block's numbers must be within the rule's bounds."""
+    rng = np.random.default_rng(seed)
+    config, shape = draw_case(rng)
+    state, training = draw_state(config, rng, "near_eps" if seed % 2 else "distinct"), bool(seed % 3)
+    x = draw_input(config, shape, rng)
+    try:
+        if plan(config, rules) == plan(config, Rules()) and rule not in BEHIND_THE_LAYERS:
+            return False
+        run = forward(config, state, x, training=training, rules=rules)
+    except NotApplicable:
+        return False
+    back = vjp(run, np.random.default_rng(0).standard_normal(run.y.shape).astype(np.float32))
+    due = {"y": run.y, "dx": back.dx, **{f"buffer {n}": b for n, b in run.stats.items()}}
+    due |= {f"grad {n}": b for n, b in back.params.items()}
+    got = call(filled(blocks.block(RULES[rule, getattr(rules, rule)].id), config, state), x, training)
+    for name, bounded in due.items():
+        # A parameter that nothing depends on receives no gradient, which for the oracle is 0.
+        verdict = judge(got.get(name, np.zeros(bounded.shape, np.float32)), bounded)
+        assert verdict.ok, (seed, config.call(), training, name, verdict.describe())
+    return True
+
+
+CASES = [pytest.param(name, value, id=f"{name}={value}") for name, value, _ in alternatives()]
+
+
+@pytest.mark.parametrize(("rule", "value"), CASES)
+@pytest.mark.usefixtures("one_thread")
+def test_a_rule_as_a_block_is_that_rule(rule: str, value: Any) -> None:
+    """What the block computes is explained by the oracle with that one rule changed, gradients and statistics too."""
+    rules, count = Rules(**{rule: value}), 0
+    for seed in range(400):
+        count += example(seed, rule, rules)
+        if count == 4:
+            return
+    assert count, "no call says anything of it"
