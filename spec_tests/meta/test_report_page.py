@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,12 +12,12 @@ from typing import Any
 import pytest
 
 from spec_tests.clauses import all_chapters
+from spec_tests.meta.browser import BROWSER, DRIVER, NEEDED, started, visit
+from spec_tests.meta.browser import screenshot as write_screenshot
 from spec_tests.meta.processes import REFERENCE, ROOT, mdnc_spec_many, run_arguments
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-DRIVER = shutil.which("chromedriver")
 if BROWSER is None or DRIVER is None:
-    pytest.skip("needs Chromium and its driver: apt-get install chromium chromium-driver", allow_module_level=True)
+    pytest.skip(NEEDED, allow_module_level=True)
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install selenium")
 pytest.importorskip("torch")
 pytestmark = pytest.mark.slow
@@ -48,36 +46,13 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for flag in ("--headless=new", "--disable-gpu", "--hide-scrollbars", "--force-device-scale-factor=1"):
-        options.add_argument(flag)
-    if hasattr(os, "geteuid") and os.geteuid() == 0:
-        # The sandbox refuses to run for root.
-        options.add_argument("--no-sandbox")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    service = webdriver.chrome.service.Service(DRIVER)
-    driver = webdriver.Chrome(options=options, service=service)
-    yield driver
-    driver.quit()
-
-
-def visit(browser: Any, page: Path, scheme: str = "light", width: int = 1200, **media: str) -> None:
-    features = [{"name": "prefers-color-scheme", "value": scheme}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features, **media})
-    metrics = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    browser.get("about:blank")
-    browser.get(page.as_uri())
+    with started() as driver:
+        yield driver
 
 
 def screenshot(browser: Any, file: Path) -> None:
     """The whole page, for people; its path is printed."""
-    height = browser.execute_script("return document.documentElement.scrollHeight")
-    width = browser.execute_script("return window.innerWidth")
-    metrics = {"width": width, "height": min(height, 15_000), "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    assert browser.save_screenshot(str(file))
+    write_screenshot(browser, file)
     assert file.stat().st_size > 20_000
     print(f"screenshot: {file}")
 
