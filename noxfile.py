@@ -144,6 +144,13 @@ def faults(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def mutants(session: nox.Session) -> None:
+    """Mutate our own code; what no test notices must be explained (long; arguments go to tools/mutants.py)."""
+    install(session, "tests", "types", "mutants")
+    session.run("python", "tools/mutants.py", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session(default=False)
 def drift(session: nox.Session) -> None:
     """Show what moves between two environments: `nox -s drift -- torch==2.10.0 torch==2.13.0` (minutes)."""
     if len(session.posargs) != 2:

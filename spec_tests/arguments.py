@@ -82,6 +82,12 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _device(text: str) -> str:
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} must be cpu, cuda or cuda:N")
+    return text
+
+
 def _timeouts(text: str) -> str:
     from spec_tests.subjects.process import Timeouts
 
@@ -154,6 +160,14 @@ def parser() -> argparse.ArgumentParser:
         help="how long a port may take: start=60, first=60 (first call of a kind), call=10, stop=5",
     )
     run.add_argument(
+        "--device",
+        default="cpu",
+        type=_device,
+        metavar="DEVICE",
+        help="where a torch class computes: cpu (the default), cuda or cuda:1; on a GPU in deterministic algorithms, "
+        "and with products in TF32 if torch's settings say so, which is flagged",
+    )
+    run.add_argument(
         "--requests",
         metavar="DIR",
         help="where the last request of a failed test is saved (a new folder among the temporary files)",
@@ -224,6 +238,7 @@ def parser() -> argparse.ArgumentParser:
     )
     why.add_argument("--subject", required=True, type=_designator, metavar="DESIGNATOR", help="as for run")
     why.add_argument("--timeout", default="", type=_timeouts, metavar="NAME=SECONDS,…", help="as for run")
+    why.add_argument("--device", default="cpu", type=_device, metavar="DEVICE", help="as for run")
     why.add_argument(
         "--seconds", type=_seconds, default=30.0, metavar="S", help="how long to look for pairs of mistakes (30)"
     )

@@ -88,7 +88,7 @@ def _judge(options: argparse.Namespace) -> int:
         *("-c", str(PACKAGE / "suite.ini"), "--rootdir", str(PACKAGE)),
         *("-p", "spec_tests.plugin", "-p", "no:cacheprovider"),
         *("-p", "no:terminalreporter", "-p", "no:unraisableexception", "-p", "no:logging"),
-        *("--timeout", options.timeout, "--requests", _requests(options.requests)),
+        *("--timeout", options.timeout, "--device", options.device, "--requests", _requests(options.requests)),
         *("-q", "--assert=plain", "--subject", options.subject, "--database", options.database or ""),
     ]
     if seed is not None:
@@ -124,7 +124,7 @@ def _judge(options: argparse.Namespace) -> int:
             ended = pytest.main([*arguments, *chosen], plugins=[live, collector])
     verdict = collector.verdict
     # What failed did so in the last round.
-    run = Run(options.subject, options.profile if last == seed else campaign.ROUND, last)
+    run = Run(options.subject, options.profile if last == seed else campaign.ROUND, last, options.device)
     known = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
     if ended not in known and not (verdict.interrupted or verdict.stopped or verdict.troubles):
         verdict.troubles.append(f"pytest ended with {ended!r}")
@@ -198,7 +198,7 @@ def _explained(options: argparse.Namespace, verdict: Verdict) -> Diagnosed:
     from spec_tests.subjects.base import SubjectError
 
     try:
-        found = diagnose_designator(options.subject, options.timeout, SECONDS)
+        found = diagnose_designator(options.subject, options.timeout, SECONDS, options.device)
     except (SubjectError, KeyboardInterrupt) as error:
         return Diagnosed((f"There is none: {error or 'interrupted'}",))
     changes = found.explanations[0].changes if found.certain else ()
@@ -214,7 +214,7 @@ def _diagnose(options: argparse.Namespace) -> int:
     _one_thread()
     sys.path.insert(0, str(Path.cwd()))
     try:
-        diagnosis = diagnose_designator(options.subject, options.timeout, options.seconds)
+        diagnosis = diagnose_designator(options.subject, options.timeout, options.seconds, options.device)
     except SubjectError as error:
         print(error, file=sys.stderr)
         return NOT_JUDGED
@@ -276,7 +276,7 @@ def _merge(options: argparse.Namespace) -> int:
         return NOT_JUDGED
     [report] = reports
     told, console = report.diagnosis, Console(highlight=False)
-    run = Run(report.subject, report.profile, report.seed)
+    run = Run(report.subject, report.profile, report.seed, report.device)
     show(report.verdict, run, console, told.lines, explained=told.explained, unfolded=options.unfolded)
     return report.exit_status if options.report is None else _write(report, options.report, console)
 

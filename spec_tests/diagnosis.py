@@ -293,9 +293,9 @@ def diagnose(subject: Subject, seconds: float = SECONDS, first: int = 48) -> Dia
     return Diagnosis(wrong, sum(total for _, total in totals), tuple(explanations), runner_up, tuple(where), errors)
 
 
-def diagnose_designator(designator: str, timeouts: str, seconds: float) -> Diagnosis:
+def diagnose_designator(designator: str, timeouts: str, seconds: float, device: str = "cpu") -> Diagnosis:
     """Diagnose the subject that a designator names, and end it. Raises SubjectError."""
-    subject = load_subject(designator, timeouts)
+    subject = load_subject(designator, timeouts, device)
     try:
         with arithmetic(subject.arithmetic):
             return diagnose(subject, seconds)

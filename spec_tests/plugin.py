@@ -54,6 +54,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--clause", action="append", default=[], metavar="ID", help="judge this clause or chapter only")
     group.addoption("--profile", choices=sorted(PROFILES), default="default", help="how many examples are drawn")
     group.addoption("--timeout", default="", metavar="NAME=SECONDS,…", help="how long a port may take")
+    group.addoption("--device", default="cpu", metavar="DEVICE", help="where torch computes")
     group.addoption("--until-first-failure", action="store_true", help="stop at the first broken MUST clause")
     group.addoption("--requests", default="", metavar="DIR", help="where the requests of failed tests are saved")
     group.addoption("--seed", type=int, default=None, metavar="N", help="draw the examples from this seed")
@@ -170,7 +171,7 @@ def subject(request: pytest.FixtureRequest) -> Generator[Subject, None, None]:
     """The implementation under test."""
     designator = request.config.getoption("subject")
     try:
-        found = load_subject(designator, request.config.getoption("timeout"))
+        found = load_subject(designator, *map(request.config.getoption, ("timeout", "device")))
     except SystemExit as error:
         raise SubjectError(f"{designator} cannot be imported: SystemExit: {error}") from error
     request.config.stash[ABOUT] = _about(found)
@@ -188,6 +189,7 @@ def _about(subject: Subject) -> dict[str, Any]:
         "modes": modes,
         "features": sorted(subject.features),
         "hello": dict(getattr(subject, "hello", {})),
+        **({} if subject.device == "cpu" else {"device": subject.device}),
     }
 
 

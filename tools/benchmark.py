@@ -20,6 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
 def run_reference(options: argparse.Namespace) -> int:
+    if options.device:
+        from tools import benchmark_device
+
+        return benchmark_device.run(options)
     from tools import benchmark_reference
 
     return benchmark_reference.run(options)
@@ -62,6 +66,11 @@ def parser() -> argparse.ArgumentParser:
     reference.add_argument("--threads", type=whole, default=1, metavar="N", help="threads of torch (default 1)")
     reference.add_argument("--match", metavar="TEXT", help="only the configurations whose name contains TEXT")
     reference.add_argument("--control", action="store_true", help="time the chain against itself: the noise")
+    reference.add_argument(
+        "--device",
+        metavar="DEVICE",
+        help="instead, compare eager, channels_last and compiled on this device (cpu, cuda, cuda:1), in values too",
+    )
     reference.set_defaults(run=run_reference)
     ports = commands.add_parser(
         "ports",

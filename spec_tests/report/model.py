@@ -87,6 +87,10 @@ class Report:
     status: int | None = None
 
     @property
+    def device(self) -> str:
+        return str(self.verdict.subject.get("device", "cpu"))
+
+    @property
     def exit_status(self) -> int:
         return self.verdict.exit_status() if self.status is None else self.status
 
@@ -101,7 +105,7 @@ class Report:
         """The commands that judge a clause again, and make the same call again."""
         from spec_tests.report.terminal import Run
 
-        return Run(self.subject, self.profile, self.seed).replay(clause, request).splitlines()
+        return Run(self.subject, self.profile, self.seed, self.device).replay(clause, request).splitlines()
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as report.schema.json says; `merged` needs the first half only, the rest is for readers."""

@@ -42,6 +42,7 @@ class Run:
     subject: str
     profile: str
     seed: int | None
+    device: str = "cpu"
 
     def replay(self, clause: str, request: str = "") -> str:
         """The command that judges the clause again, and the one that makes the same call again."""
@@ -52,6 +53,8 @@ class Run:
 
     def _command(self, clause: str) -> str:
         parts = ["mdnc-spec", "run", "--subject", self.subject, "--clause", clause]
+        if self.device != "cpu":
+            parts += ["--device", self.device]
         if self.profile != "default":
             parts += ["--profile", self.profile]
         if self.seed is not None:

@@ -29,15 +29,20 @@ def check_designator(designator: str) -> tuple[str, list[str]]:
     return scheme, [module, name]
 
 
-def load_subject(designator: str, timeouts: str = "") -> Subject:
-    """The subject that a designator names; `timeouts` as `Timeouts.parse` reads them.
+def load_subject(designator: str, timeouts: str = "", device: str = "cpu") -> Subject:
+    """The subject that a designator names; `timeouts` as `Timeouts.parse` reads them, `device` where torch computes.
 
     Raises:
         ValueError: the designator is not well formed.
-        SubjectError: what it names cannot be imported or started, or is neither a torch module class nor a port.
+        SubjectError: what it names cannot be imported or started, or is neither a torch module class nor a port;
+            torch cannot use the device, or the subject is a port, which chooses its device itself.
     """
     scheme, parts = check_designator(designator)
     if scheme == "cmd":
+        if device != "cpu":
+            raise SubjectError(
+                f"--device {device} is for torch classes; {designator} is a port, which chooses for itself"
+            )
         if os.name != "posix":
             raise SubjectError(f"{designator}: ports need the process groups of POSIX, which this system has not")
         from spec_tests.subjects.process import Timeouts
@@ -59,4 +64,4 @@ def load_subject(designator: str, timeouts: str = "") -> Subject:
 
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise SubjectError(f"{designator} is {found!r}; allowed is a subclass of torch.nn.Module")
-    return TorchSubject(designator, found)
+    return TorchSubject(designator, found, device)

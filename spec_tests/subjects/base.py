@@ -153,6 +153,7 @@ class Subject(ABC):
         modes: those that it has, training (True) first.
         arithmetic: what it does with float32 numbers, ``"float32"`` or ``"tf32"``.
         compiles: whether every new shape costs it a compilation.
+        device: where it computes, if the suite chooses that: ``"cpu"``, or a name of torch's.
     """
 
     designator: str
@@ -162,6 +163,7 @@ class Subject(ABC):
     modes: tuple[bool, ...] = (True, False)
     arithmetic: str = "float32"
     compiles: bool = False
+    device: str = "cpu"
 
     @abstractmethod
     def build(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import os
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 
 from spec_tests.config import render_call
-from spec_tests.subjects.base import Array, Block, Crashed, Entry, Gradients, Refused, Subject
+from spec_tests.subjects.base import Array, Block, Crashed, Entry, Gradients, Refused, Subject, SubjectError
 
 FEATURES = frozenset(
     {"copy", "serialize", "convert", "mode", "memory", "summary", "seed", "python", "backward", "init", "train"}
@@ -44,13 +45,19 @@ def _array(tensor: torch.Tensor) -> Array:
 
 
 class TorchBlock(Block):
-    def __init__(self, module: nn.Module, code: str, dtype: torch.dtype = torch.float32) -> None:
-        self.module, self.code, self.dtype = module, code, dtype
+    def __init__(self, module: nn.Module, code: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
+        self.module, self.code, self.dtype, self.device = module, code, dtype, device
 
     def _tensor(self, x: Array) -> torch.Tensor:
-        """`x` without a copy where its type allows it, so that a write into it is seen."""
+        """`x` without a copy where its type and the device allow it, so that a write into it is seen."""
         tensor = torch.from_numpy(x)
-        return tensor.to(self.dtype) if self.dtype == torch.bfloat16 and tensor.is_floating_point() else tensor
+        cast = self.dtype == torch.bfloat16 and tensor.is_floating_point()
+        return tensor.to(self.device, self.dtype if cast else tensor.dtype)
+
+    def _write_back(self, given: torch.Tensor, x: Array) -> None:
+        """Show in `x` what a call on another device wrote into its copy."""
+        if self.device != "cpu" and not np.array_equal(found := _array(given).astype(x.dtype), x, equal_nan=True):
+            np.copyto(x, found)
 
     def entries(self) -> dict[str, Entry]:
         state = self.module.state_dict()
@@ -73,7 +80,9 @@ class TorchBlock(Block):
     def forward(self, x: Array, training: bool | None = None) -> Array:
         self.module.train(training is not False)
         with _translated(f"{self.code}, called with {x.dtype} {x.shape}"), torch.no_grad():
-            return _array(self.module(self._tensor(x)))
+            y = _array(self.module(given := self._tensor(x)))
+        self._write_back(given, x)
+        return y
 
     def backward(self, x: Array, dy: Array, training: bool | None = None) -> Gradients:
         self.module.train(training is not False)
@@ -84,6 +93,7 @@ class TorchBlock(Block):
         found = {name: _array(p.grad) for name, p in self.module.named_parameters() if p.grad is not None}
         if given.grad is None:
             raise Crashed("the input received no gradient", self.code)
+        self._write_back(given, x)
         return Gradients(_array(given.grad), found)
 
     def result_dtype(self, x: Array, training: bool | None = None) -> str:
@@ -114,7 +124,7 @@ class TorchBlock(Block):
 
     def _derived(self, make: Callable[[], Any], doing: str, dtype: torch.dtype | None = None) -> TorchBlock:
         with _translated(f"{self.code}, {doing}"):
-            return TorchBlock(make(), self.code, dtype or self.dtype)
+            return TorchBlock(make(), self.code, dtype or self.dtype, self.device)
 
     def copy(self) -> TorchBlock:
         return self._derived(lambda: copy.deepcopy(self.module), "copy.deepcopy")
@@ -142,7 +152,7 @@ class TorchBlock(Block):
         printed = io.StringIO()
         with _translated(f"{self.code}, torchsummary"), contextlib.redirect_stdout(printed), torch.no_grad():
             # torchsummary leaves out the model that it is given; in a Sequential the block has its row.
-            torchsummary.summary(nn.Sequential(self.module), tuple(shape), device="cpu")
+            torchsummary.summary(nn.Sequential(self.module), tuple(shape), device=self.device.partition(":")[0])
         own = type(self.module).__name__
         lines = printed.getvalue().splitlines(keepends=True)
         # The block's own row carries the name of its class; the tables are those of the documented class.
@@ -154,13 +164,25 @@ class TorchBlock(Block):
         )
 
 
+def _prepare(designator: str, device: torch.device) -> None:
+    """Check that torch can use the device, and choose algorithms that repeat: clauses compare calls bit for bit."""
+    number = torch.cuda.device_count()
+    if not torch.cuda.is_available() or (device.index or 0) >= number:
+        found = f"torch {torch.__version__} finds {number or 'no'} CUDA device{'' if number == 1 else 's'}"
+        raise SubjectError(f"{designator} cannot be judged on --device {device}: {found}")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+
+
 class TorchSubject(Subject):
     """A subclass of torch.nn.Module with the constructor of the specification."""
 
-    def __init__(self, designator: str, factory: Callable[..., nn.Module]) -> None:
+    def __init__(self, designator: str, factory: Callable[..., nn.Module], device: str = "cpu") -> None:
+        if device != "cpu":
+            _prepare(designator, torch.device(device))
         # Small tensors: one thread is faster, and workers do not compete for cores.
         torch.set_num_threads(1)
-        self.designator, self.factory, self.features = designator, factory, FEATURES
+        self.designator, self.factory, self.features, self.device = designator, factory, FEATURES, device
 
     def build(
         self,
@@ -175,4 +197,6 @@ class TorchSubject(Subject):
         wanted: torch.dtype = getattr(torch, dtype)
         with _translated(code):
             module = self.factory(*positional, **arguments)
-            return TorchBlock(module if wanted == torch.float32 else module.to(wanted), code, wanted)
+            if wanted != torch.float32 or self.device != "cpu":
+                module = module.to(self.device, wanted)
+            return TorchBlock(module, code, wanted, self.device)

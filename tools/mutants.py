@@ -1,0 +1,199 @@
+"""Mutate our own code with mutmut: a mutant that no test notices must be explained.
+
+    python tools/mutants.py                       run what is not decided yet, and check golden/mutants.csv (long)
+    python tools/mutants.py 'mdnc.*'              the mutants of these names only
+    python tools/mutants.py --check               judge what the last run left, run nothing
+    python tools/mutants.py --update              write golden/mutants.csv, with the known reasons
+
+It works on a copy of the sources in --folder, which is kept, so that an interrupted run goes on where it was. First,
+mutants are forked from a process that has imported everything. What survives that is run again in processes that
+import the mutated sources anew: some functions do their work at import.
+
+golden/mutants.csv lists the survivors, each with the reason that it is equivalent: a line of code, what it becomes,
+and why no test can tell. Exit status: 0 every survivor has a reason; 1 otherwise; 2 bad arguments; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / ".nox" / "mutants" / "tree"
+LISTED = ROOT / "golden" / "mutants.csv"
+COLUMNS = ("function", "before", "after", "reason")
+# mutmut's exit codes: of its workers, of pytest, and of its type checker.
+SURVIVED, NO_TESTS = (0,), (5, 33)
+KILLED = (1, 3, -24, 24, 36, 37, 152, 255)
+# Imported before a worker is forked; none of them is ours.
+PRELOADED = ("hypothesis", "numpy", "pytest", "safetensors.numpy", "torch")
+
+
+@dataclass(frozen=True)
+class Survivor:
+    """A change of one line that no test notices."""
+
+    function: str
+    before: str
+    after: str
+
+
+def copy(folder: Path) -> None:
+    """Bring the copy up to date; what did not change keeps its time, so that its results stay."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, check=True, capture_output=True
+    )
+    names = [name for name in os.fsdecode(listed.stdout).split("\0") if name and (ROOT / name).is_file()]
+    for name in names:
+        source, target = ROOT / name, folder / name
+        if not target.is_file() or target.read_bytes() != source.read_bytes():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target)
+    wanted = {folder / name for name in names}
+    for path in folder.rglob("*.py"):
+        if path not in wanted and "mutants" not in path.relative_to(folder).parts:
+            path.unlink()
+
+
+def mutmut(folder: Path, names: Iterable[str], workers: int, fresh: bool) -> None:
+    """Run mutmut in the copy; `fresh` workers import our sources themselves."""
+    settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    if fresh:
+        (folder / "preloaded.txt").write_text("\n".join(PRELOADED), encoding="utf-8")
+        extra = (
+            'process_isolation = "forkserver"\nforkserver_warmup = "import"\npreload_modules_file = "preloaded.txt"\n'
+        )
+        settings = settings.replace("[tool.mutmut]\n", "[tool.mutmut]\n" + extra)
+    (folder / "pyproject.toml").write_text(settings, encoding="utf-8")
+    # A fork of a process with threads hangs.
+    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    command = [sys.executable, "-m", "mutmut", "run", "--max-children", str(workers), *names]
+    subprocess.run(command, cwd=folder, check=True, env={**os.environ, **one_thread})
+
+
+def results(folder: Path) -> dict[str, int | None]:
+    """The exit code of every mutant; None is not decided yet."""
+    found: dict[str, int | None] = {}
+    for path in sorted((folder / "mutants").rglob("*.py.meta")):
+        found |= json.loads(path.read_text(encoding="utf-8"))["exit_code_by_key"]
+    return found
+
+
+def survivors(folder: Path, names: Iterable[str]) -> dict[str, Survivor]:
+    """What the mutants of these names change, in the order of the names."""
+    found = {}
+    for name in names:
+        shown = subprocess.run(
+            [sys.executable, "-m", "mutmut", "show", name], cwd=folder, check=True, capture_output=True, text=True
+        )
+        lines = [line for line in shown.stdout.splitlines() if re.match(r"[-+](?![-+]{2} )", line)]
+        before, after = (" ".join(line[1:].strip() for line in lines if line[0] == sign) for sign in "-+")
+        found[name] = Survivor(re.sub(r"__mutmut_\d+$", "", name), before, after)
+    return found
+
+
+def read(path: Path) -> dict[Survivor, str]:
+    """The reason of each listed survivor."""
+    if not path.exists():
+        return {}
+    with path.open(encoding="utf-8", newline="") as file:
+        return {Survivor(row["function"], row["before"], row["after"]): row["reason"] for row in csv.DictReader(file)}
+
+
+def write(path: Path, found: Iterable[Survivor], reasons: dict[Survivor, str]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for item in sorted(set(found), key=lambda s: (s.function, s.before, s.after)):
+        writer.writerow([item.function, item.before, item.after, reasons.get(item, "")])
+    new = path.with_suffix(".new")
+    new.write_text(text.getvalue(), encoding="utf-8")
+    new.replace(path)
+
+
+def judge(codes: dict[str, int | None], found: dict[str, Survivor], reasons: dict[Survivor, str]) -> list[str]:
+    """Print the score; return what is not as it must be."""
+    kinds = Counter(
+        "undecided" if c is None else "survived" if c in SURVIVED else "no tests" if c in NO_TESTS else "killed"
+        for c in codes.values()
+    )
+    alive = {item for name, item in found.items() if codes[name] in SURVIVED + NO_TESTS}
+    explained = sum(bool(reasons.get(item)) for item in found.values())
+    print(
+        f"{len(codes)} mutants: {kinds['killed']} killed, of them {sum(c == 37 for c in codes.values())} by mypy; "
+        f"{kinds['survived'] + kinds['no tests']} survive, {explained} of them with a reason; "
+        f"{kinds['undecided']} undecided"
+    )
+    problems = [
+        f"{name} survives without a reason:\n  - {s.before}\n  + {s.after}"
+        for name, s in found.items()
+        if not reasons.get(s)
+    ]
+    problems += [
+        f"{name} has an exit code that is not known: {c}"
+        for name, c in codes.items()
+        if c not in (None, *SURVIVED, *NO_TESTS, *KILLED)
+    ]
+    if not kinds["undecided"]:
+        problems += [
+            f"listed, but it does not survive: {s.function}\n  - {s.before}\n  + {s.after}"
+            for s in reasons
+            if s not in alive
+        ]
+    return problems
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python tools/mutants.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="names of mutants, * stands for anything")
+    parser.add_argument("--folder", type=Path, default=FOLDER, metavar="DIR", help="the copy that is mutated")
+    parser.add_argument("-n", "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes")
+    parser.add_argument("--check", action="store_true", help="run nothing")
+    parser.add_argument("--update", action="store_true", help="write golden/mutants.csv")
+    options = parser.parse_args(arguments)
+    if options.workers < 1:
+        parser.error(f"--workers {options.workers} must be at least 1")
+    try:
+        if not options.check:
+            copy(options.folder)
+            mutmut(options.folder, options.names, options.workers, fresh=False)
+            alive = [name for name, code in results(options.folder).items() if code in SURVIVED]
+            if alive:
+                mutmut(options.folder, alive, options.workers, fresh=True)
+        codes = results(options.folder)
+        if not codes:
+            parser.error(f"--folder {options.folder} holds no results; run without --check")
+        found = survivors(options.folder, [name for name, code in codes.items() if code in SURVIVED + NO_TESTS])
+    except KeyboardInterrupt:
+        print("interrupted; the next run goes on from here")
+        return 130
+    except subprocess.CalledProcessError as error:
+        print(
+            f"mutmut ended with status {error.returncode}: {' '.join(map(str, error.cmd[:6]))} …\n{error.stderr or ''}"
+        )
+        return 1
+    reasons = read(LISTED)
+    if options.update:
+        write(LISTED, found.values(), reasons)
+        reasons = read(LISTED)
+    problems = judge(codes, found, reasons)
+    for problem in problems:
+        print(problem)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
