@@ -276,7 +276,7 @@ class BlockConfig:
 
     def single_element_norm(self, shape: Sequence[int], training: bool) -> Layer | None:
         """The first norm with one element only to normalize, for a legal input `shape` (clauses 3.11, 3.12)."""
-        if self.normalizer == "null" or (self.normalizer == "batch" and not training):
+        if self.normalizer == "batch" and not training:
             return None
         for layer, (batch, _, height, width) in self.layer_shapes(shape):
             # A norm keeps the size, so the size of its output is that of its input.
@@ -309,6 +309,6 @@ def render_call(arguments: Mapping[str, Any], name: str = "BlockBottleneck2d") -
             continue
         is_plain_pair = isinstance(value, tuple) and len(value) == 2 and all(type(n) is int for n in value)
         shown = value[0] if is_plain_pair and value[0] == value[1] else value
-        by_position = key == "in_planes" or (key == "out_planes" and len(parts) == 1)
-        parts.append(repr(shown) if by_position and len(parts) < 2 else f"{key}={shown!r}")
+        by_position = (len(parts), key) in ((0, "in_planes"), (1, "out_planes"))
+        parts.append(repr(shown) if by_position else f"{key}={shown!r}")
     return f"{name}({', '.join(parts)})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -120,22 +121,49 @@ def test_not_refused() -> None:
     assert compare.REACHED == {"1.2": 1, "3.6": 1}
 
 
-def test_a_crash_is_no_refusal() -> None:
+@pytest.mark.parametrize(
+    ("kind", "due"), [("value", "a ValueError"), ("type", "a TypeError"), ("", "a TypeError or ValueError")]
+)
+def test_a_crash_is_no_refusal(kind: str, due: str) -> None:
     """An error of another kind breaks the clause that demands the refusal, and no other."""
 
     def crash() -> object:
         raise Crashed("RuntimeError: sizes do not match", "a call")
 
-    with pytest.raises((NonConformance, Crashed)) as caught:
-        refused(["3.6", "3.5"], "a call", "value", EXAMPLE, crash)
-    assert "RuntimeError: sizes do not match" in str(caught.value)
-    assert compare.REACHED["3.6"] == 1
+    for times in (1, 2):
+        error = broken(refused, ["3.6", "3.5"], "a call", kind, EXAMPLE, crash)
+        assert (error.clause, error.got, error.expected) == ("3.6", "RuntimeError: sizes do not match", due)
+        assert {"3.6": times, "3.5": times} == compare.REACHED
+
+
+def test_helpers_hide_from_tracebacks() -> None:
+    """The traceback of a failure ends where the check is asked for, not within the helper."""
+
+    def refusing() -> None:
+        with compare.taken("1.1", "building", EXAMPLE):
+            raise Refused("value", "no")
+
+    checks: list[tuple[str, Any]] = [
+        ("holds", lambda: holds("3.6", "a thing", False, 1, 2, EXAMPLE)),
+        ("equal", lambda: equal("1.1", "a thing", 1, 2, EXAMPLE)),
+        ("equal_entries", lambda: equal_entries("2.20", "entries", {}, {"a": 1}, EXAMPLE)),
+        ("refused", lambda: refused(["1.2"], "building", "value", EXAMPLE, lambda: None)),
+        ("taken", refusing),
+    ]
+    for name, check in checks:
+        with pytest.raises(NonConformance) as caught:
+            check()
+        frames = [entry.frame for entry in caught.traceback if Path(str(entry.path)).name == "compare.py"]
+        assert name in [frame.code.name for frame in frames]
+        assert all(frame.f_locals.get("__tracebackhide__") is True for frame in frames)
 
 
 def test_long_values_are_cut() -> None:
     error = broken(equal, "1.1", "a thing", "x" * 5000, list(range(5000)), EXAMPLE)
     assert len(error.got) == len(error.expected) == 400
     assert error.got.endswith("…")
+    error = broken(equal, "1.1", "a thing", "x" * 400, "y" * 401, EXAMPLE)
+    assert (error.got, error.expected) == ("x" * 400, "y" * 399 + "…")
 
 
 def test_an_example_can_be_pasted() -> None:

@@ -325,3 +325,10 @@ def test_the_enumeration_is_complete() -> None:
         names = case.split("-")
         assert [getattr(config, argument) for argument in NAMED_VALUES] == names[:4], case
         assert config.takes((2, config.in_planes, *INPUT_SIZE)), case
+
+
+def test_channels_are_written_by_position_where_they_come_first() -> None:
+    assert render_call({"in_planes": 2, "out_planes": 3, "stride": (2, 2)}) == "BlockBottleneck2d(2, 3, stride=2)"
+    assert render_call({"stride": (2, 1), "in_planes": 2}) == "BlockBottleneck2d(stride=(2, 1), in_planes=2)"
+    assert render_call({"in_planes": 2, "stride": 2, "out_planes": 3}) == "BlockBottleneck2d(2, stride=2, out_planes=3)"
+    assert render_call({"out_planes": 3, "in_planes": 2}) == "BlockBottleneck2d(out_planes=3, in_planes=2)"

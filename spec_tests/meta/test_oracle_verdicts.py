@@ -83,8 +83,19 @@ def test_suspects_are_the_layers_on_the_way() -> None:
     assert suspects(result, "in_node.1.running_mean") == ("in_node.0", "in_node.1")
     assert suspects(result, "in_node.0.weight") == ("in_node.0", "in_node.1")
     assert suspects(result)[-3:] == ("in_node.0", "in_node.1", "addition")
-    with pytest.raises(ValueError, match=r"conv9\.0\.weight"):
+    with pytest.raises(ValueError) as caught:
         suspects(result, "conv9.0.weight")
+    assert str(caught.value) == (
+        f"`name` (='conv9.0.weight') must be 'y', 'dx' or an entry of the state: {', '.join(state)}"
+    )
+
+
+def test_one_place_is_told_once() -> None:
+    """Where the first wrong element is the worst one, the description ends with it."""
+    expected = Bounded(np.array([1.0, 2.0, 3.0]), np.full(3, 0.5))
+    verdict = judge([1.0, 4.0, 3.0], expected)
+    assert verdict.describe() == "33.3% outside, worst [1]: got 4.0, should be 2.0 ± 0.5 (ratio 4)"
+    assert judge([2.0, 4.0, 3.0], expected).describe().endswith("; first [0]: got 2.0, should be 1.0 ± 0.5 (ratio 2)")
 
 
 # ------------------------------------------------------------------ refusals

@@ -122,11 +122,10 @@ def suspects(result: Forward, name: str = "y") -> tuple[str, ...]:
     after = [entry.step.name for entry in result.after]
     if name in ("y", "dx"):
         return (*residual, *shortcut, "addition", *after)
-    layer, _, entry_name = name.rpartition(".")
+    layer = name.rpartition(".")[0]
     for steps in (residual, shortcut):
         if layer in steps:
             if name in result.stats:
                 return tuple(steps[: steps.index(layer) + 1])
-            if entry_name == "bias" or layer:
-                return (*steps, *after)
+            return (*steps, *after)
     raise ValueError(f"`name` (={name!r}) must be 'y', 'dx' or an entry of the state: {', '.join(result.run.state)}")
