@@ -37,6 +37,11 @@ def vector_manifest() -> dict[str, Any]:
     return found
 
 
+def bounds_file() -> bytes:
+    """Values and bounds of the oracle on recorded calls, a CSV file."""
+    return (ROOT / "bounds" / "bounds.csv").read_bytes()
+
+
 def vector_schema() -> dict[str, Any]:
     """The JSON schema of the manifest."""
     found: dict[str, Any] = json.loads((ROOT / "vectors" / "manifest.schema.json").read_text(encoding="utf-8"))
