@@ -23,6 +23,7 @@ MERGED = (
     0,
     r"conforms(.|\n)*NumPy port",
 )
+BUILT = "mdnc-spec new-port c my-port && cc -O2 -std=c11 -o my-port/port my-port/port.c -lm"
 # Of a command: what is run in a new directory, its exit status, and what it must print. It is the command as it stands
 # with more behind or before it, and something in the place of what the reader fills in: FILE, DIR…, …, ${{ }}.
 RUNS: dict[str, tuple[str, int, str]] = {
@@ -34,14 +35,9 @@ RUNS: dict[str, tuple[str, int, str]] = {
         "BlockBottleneck2d conforms: 14 clauses hold",
     ),
     "mdnc-spec new-port c my-port": ("mdnc-spec new-port c my-port", 0, "wrote port.c; next:"),
-    "cc -O2 -std=c11 -o my-port/port my-port/port.c -lm": (
-        "mdnc-spec new-port c my-port && cc -O2 -std=c11 -o my-port/port my-port/port.c -lm && test -x my-port/port",
-        0,
-        "",
-    ),
+    "cc -O2 -std=c11 -o my-port/port my-port/port.c -lm": (f"{BUILT} && test -x my-port/port", 0, ""),
     "mdnc-spec run --subject 'cmd:my-port/port' --until-first-failure": (
-        "mdnc-spec new-port c my-port && cc -O2 -std=c11 -o my-port/port my-port/port.c -lm && "
-        "mdnc-spec run --subject 'cmd:my-port/port' --until-first-failure --profile smoke",
+        f"{BUILT} && mdnc-spec run --subject 'cmd:my-port/port' --until-first-failure --profile smoke",
         1,
         "does not conform; the first broken clause is 1.1",
     ),
