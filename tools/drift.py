@@ -9,7 +9,7 @@ vectors give (outputs, gradients, new buffers), and how long they took. Numbers 
 bound, within which all correct implementations lie; the speed is the ratio of the best times, and decides nothing.
 
 Exit status of compare: 0 if all that moved lies within the bounds, 1 if a table, an entry or a number beyond its bound
-moved, 2 for wrong arguments.
+moved, 2 for wrong arguments or a page that cannot be written.
 """
 
 from __future__ import annotations
@@ -35,9 +35,12 @@ from safetensors.numpy import save_file
 
 from spec_tests.enumeration import INPUT_SIZE, enumerated
 from spec_tests.vectors import Vector, vectors
+from tools import page
 
 REFERENCE = "py:mdnc.modules.resnet:BlockBottleneck2d"
 KINDS = {"y": "outputs", "dx": "gradients of the input", "d": "gradients of parameters", "new": "buffers after a call"}
+TITLE = "numbers, in units of their bounds"
+HEADINGS = ("what", "numbers", "moved", "largest", "at", "beyond")
 ROUNDS = 5
 
 
@@ -121,58 +124,144 @@ def read(names: str) -> Record:
 # ---------------------------------------------------------------- compare
 
 
-def _text_drift(what: str, old: Mapping[str, str], new: Mapping[str, str], console: Console) -> int:
+@dataclass(frozen=True)
+class Texts:
+    """How many texts of a kind moved, of how many, and the beginning of a diff."""
+
+    what: str
+    moved: int
+    total: int
+    diff: Sequence[str]
+
+    @property
+    def line(self) -> str:
+        return f"{self.what}: {self.moved} of {self.total} moved"
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What moved of the numbers of a kind; `largest` and `where` in units of the bound."""
+
+    what: str
+    total: int = 0
+    moved: int = 0
+    largest: float = 0.0
+    where: str = ""
+    beyond: int = 0
+    missing: Sequence[str] = ()
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        figures = f"{self.total:,}", f"{self.moved:,}", f"{self.largest:.2g}", self.where, f"{self.beyond:,}"
+        return self.what, *figures
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What moved between two records."""
+
+    versions: Sequence[str]
+    texts: Sequence[Texts]
+    numbers: Sequence[Numbers]
+    speed: Sequence[str]
+
+    @property
+    def beyond(self) -> int:
+        """The number of what is not within the bounds."""
+        return sum(t.moved for t in self.texts) + sum(n.beyond + len(n.missing) for n in self.numbers)
+
+    @property
+    def verdict(self) -> str:
+        if self.beyond:
+            return "something moved beyond what rounding explains"
+        return "all that moved lies within the bounds"
+
+
+def _texts(what: str, old: Mapping[str, str], new: Mapping[str, str]) -> Texts:
     moved = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    console.print(f"{what}: {len(moved)} of {len({**old, **new})} moved")
+    lines: list[str] = []
     for name in moved[:5]:
         before, after = (text.splitlines() for text in (old.get(name, ""), new.get(name, "")))
-        for line in difflib.unified_diff(before, after, f"{name} before", f"{name} after", lineterm="", n=1):
-            console.print(f"    {line}", markup=False, highlight=False)
-    return len(moved)
+        lines += difflib.unified_diff(before, after, f"{name} before", f"{name} after", lineterm="", n=1)
+    return Texts(what, len(moved), len({**old, **new}), lines)
 
 
-def compare(old: Record, new: Record, console: Console) -> int:
-    """Print what moved; the number of what is not within the bounds."""
+def _numbers(what: str, names: Sequence[str], old: Record, new: Record, expected: Mapping[str, Any]) -> Numbers:
+    total = moved = beyond = 0
+    largest, where = 0.0, ""
+    missing = [name for name in names if name not in old.numbers or name not in new.numbers]
+    for name in names:
+        if name in missing:
+            continue
+        one, two = (r.numbers[name].astype(np.float64) for r in (old, new))
+        distance = np.abs(one - two)
+        distance[(one == two) | (np.isnan(one) & np.isnan(two))] = 0.0
+        with np.errstate(all="ignore"):
+            ratio = np.where(distance > 0, distance / expected[name].bound, 0.0)
+        total, moved = total + one.size, moved + int((distance > 0).sum())
+        # Two results within the bounds differ by at most two of them.
+        beyond += int((~(ratio <= 2)).sum())
+        if ratio.size and ratio.max() > largest:
+            largest, where = float(ratio.max()), name
+    return Numbers(what, total, moved, largest, where, beyond, missing)
+
+
+def compare(old: Record, new: Record) -> Moved:
+    """What moved from the old record to the new one."""
     packages = {**old.versions, **new.versions}
-    console.print(
-        "; ".join(f"{name} {old.versions.get(name, '-')} → {new.versions.get(name, '-')}" for name in packages)
-    )
-    beyond = _text_drift("tables", old.tables, new.tables, console)
     before, after = ({v: "\n".join(f"{n} {e}" for n, e in r.entries[v].items()) for v in r.entries} for r in (old, new))
-    beyond += _text_drift("entries of the state (names, shapes, types)", before, after, console)
-    table = Table(title="numbers, in units of their bounds")
-    for heading in ("what", "numbers", "moved", "largest", "at", "beyond"):
-        table.add_column(heading)
     expected = {f"{v.id}/{name}": bounded for v in vectors() for name, bounded in v.expected.items()}
-    for kind, title in KINDS.items():
-        names = [name for name in expected if name.partition("/")[2].partition(".")[0] == kind]
-        missing = [name for name in names if name not in old.numbers or name not in new.numbers]
-        if missing:
-            console.print(f"    {title}: {len(missing)} are in one record only, such as {missing[0]}")
-        total = moved = outside = 0
-        worst, where = 0.0, ""
-        for name in names:
-            if name in missing:
-                continue
-            one, two = (r.numbers[name].astype(np.float64) for r in (old, new))
-            distance = np.abs(one - two)
-            distance[(one == two) | (np.isnan(one) & np.isnan(two))] = 0.0
-            with np.errstate(all="ignore"):
-                ratio = np.where(distance > 0, distance / expected[name].bound, 0.0)
-            total, moved = total + one.size, moved + int((distance > 0).sum())
-            # Two results within the bounds differ by at most two of them.
-            outside += int((~(ratio <= 2)).sum())
-            if ratio.size and ratio.max() > worst:
-                worst, where = float(ratio.max()), name
-        beyond += outside + len(missing)
-        table.add_row(title, f"{total:,}", f"{moved:,}", f"{worst:.2g}", where, f"{outside:,}")
-    console.print(table)
-    for what, seconds in new.seconds.items():
-        console.print(f"speed, {what}: the calls of the test vectors take {seconds / old.seconds[what]:.2f} × as long")
-    console.print(
-        "something moved beyond what rounding explains" if beyond else "all that moved lies within the bounds"
+    of_kind = {k: [n for n in expected if n.partition("/")[2].partition(".")[0] == k] for k in KINDS}
+    return Moved(
+        [f"{name} {old.versions.get(name, '-')} → {new.versions.get(name, '-')}" for name in packages],
+        [
+            _texts("tables", old.tables, new.tables),
+            _texts("entries of the state (names, shapes, types)", before, after),
+        ],
+        [_numbers(title, of_kind[kind], old, new, expected) for kind, title in KINDS.items()],
+        [
+            f"{what}: the calls of the test vectors take {seconds / old.seconds[what]:.2f} × as long"
+            for what, seconds in new.seconds.items()
+        ],
     )
-    return beyond
+
+
+def show(moved: Moved, console: Console) -> None:
+    """Print what moved."""
+    console.print("; ".join(moved.versions))
+    for texts in moved.texts:
+        console.print(texts.line)
+        for line in texts.diff:
+            console.print(f"    {line}", markup=False, highlight=False)
+    table = Table(title=TITLE)
+    for heading in HEADINGS:
+        table.add_column(heading)
+    for numbers in moved.numbers:
+        if numbers.missing:
+            console.print(
+                f"    {numbers.what}: {len(numbers.missing)} are in one record only, such as {numbers.missing[0]}"
+            )
+        table.add_row(*numbers.cells)
+    console.print(table)
+    for line in moved.speed:
+        console.print(f"speed, {line}")
+    console.print(moved.verdict)
+
+
+def draw(moved: Moved, path: Path) -> None:
+    """Write a page that shows what moved. Raises OSError."""
+    missing = [f"in one record only: {name}" for numbers in moved.numbers for name in numbers.missing]
+    page.write(
+        path,
+        moved.verdict[:1].upper() + moved.verdict[1:],
+        not moved.beyond,
+        ["The reference block in two environments.", "; ".join(moved.versions)],
+        [
+            *(page.Section(t.what[:1].upper() + t.what[1:], t.line, lines=t.diff) for t in moved.texts),
+            page.Section(TITLE[:1].upper() + TITLE[1:], "", HEADINGS, [n.cells for n in moved.numbers], missing),
+            page.Section("Speed", lines=moved.speed),
+        ],
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -185,6 +274,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     two = commands.add_parser("compare", help="print what moved between two records")
     two.add_argument("old", metavar="A[,A2…]")
     two.add_argument("new", metavar="B[,B2…]")
+    two.add_argument("--page", type=Path, metavar="FILE", help="write a page that shows it (.html)")
     options = parser.parse_args(arguments)
     if options.command == "record":
         record(options.file)
@@ -193,7 +283,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         old, new = read(options.old), read(options.new)
     except BadRecordError as error:
         parser.error(str(error))
-    return 1 if compare(old, new, Console(highlight=False, soft_wrap=True)) else 0
+    moved = compare(old, new)
+    show(moved, Console(highlight=False, soft_wrap=True))
+    if options.page:
+        try:
+            draw(moved, options.page)
+        except OSError as error:
+            print(f"--page {options.page} could not be written: {error}", file=sys.stderr)
+            return 2
+    return 1 if moved.beyond else 0
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python tools/kill_matrix.py                       is every fault killed? (minutes; checks golden/kill_matrix.csv)
     python tools/kill_matrix.py -k eps                the entries with "eps" in their id or area
     python tools/kill_matrix.py --seeds 20            for twenty seeds besides
-    python tools/kill_matrix.py --full --picture m.png   every fault against every clause, as a picture too
+    python tools/kill_matrix.py --full --picture m.png   every fault against every clause, drawn (.html: a page)
     python tools/kill_matrix.py --update              write golden/kill_matrix.csv
     python tools/kill_matrix.py --ports               the faults of the NumPy port, judged over the pipe
     python tools/kill_matrix.py --liars               is it noticed when a helper of a chapter accepts everything?
@@ -44,7 +44,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from spec_tests.faults import catalogue
 from spec_tests.faults.entry import Fault
 from spec_tests.faults.port_patches import PATCHES
-from tools import kill_report
+from tools import kill_page, kill_report
 from tools.kill_runner import ROOT, Result, Store, Task, run
 
 CSV = ROOT / "golden" / "kill_matrix.csv"
@@ -113,7 +113,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--state", type=Path, default=STATE, metavar="FILE", help="where results are kept (%(default)s)")
     made.add_argument("--csv", type=Path, default=CSV, metavar="FILE", help="the recorded matrix (%(default)s)")
     made.add_argument("--update", action="store_true", help="write the recorded matrix, in place of checking it")
-    made.add_argument("--picture", type=Path, metavar="FILE", help="write the matrix as a picture (.png, .svg)")
+    made.add_argument("--picture", type=Path, metavar="FILE", help="draw the matrix (.png, .svg; .html: a page)")
     made.add_argument("--baselines", action="store_true", help="compare with other ways of testing")
     made.add_argument("--liars", action="store_true", help="replace the chapters' assertion helpers, one at a time")
     made.add_argument("--diagnosis", action="store_true", help="measure how often the right mistake is named")
@@ -164,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.full:
         kill_report.print_clauses(results, console)
     if options.picture:
-        kill_report.picture(results, options.picture)
+        (kill_page.write if options.picture.suffix == ".html" else kill_report.picture)(results, options.picture)
         console.print(f"the picture is in {options.picture}")
     recorded = [task for task in results if task.seed is None and not task.port and task.entry in catalogue.faults()]
     fixed = {task.entry: results[task] for task in recorded}
