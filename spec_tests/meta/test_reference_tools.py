@@ -267,10 +267,25 @@ def test_the_summary_leaves_no_trace(name: str, dtype: torch.dtype, training: bo
     assert torch.is_grad_enabled() == grad_enabled
 
 
-@pytest.mark.parametrize("device", ["", "CPU", "gpu", "cuda:0", *([] if torch.cuda.is_available() else ["cuda"])])
+@pytest.mark.parametrize("device", ["", "CPU", "gpu", "cuda:0", "CUDA"])
 def test_the_summary_refuses_a_device(device: str) -> None:
-    with pytest.raises(ValueError, match="`device`"):
+    with pytest.raises(ValueError) as caught:
         summary(build("down"), SHAPE[1:], device=device)
+    assert str(caught.value) == f"`device` (={device!r}) must be 'cpu' or 'cuda'"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_summary_refuses_a_gpu_that_is_not_there() -> None:
+    with pytest.raises(ValueError) as caught:
+        summary(build("down"), SHAPE[1:], device="cuda")
+    assert str(caught.value) == "`device` (='cuda') must be available: torch finds no CUDA device"
+
+
+def test_the_summary_prints_the_size_of_the_batch(capsys: pytest.CaptureFixture[str]) -> None:
+    summary(build("down"), SHAPE[1:], batch_size=7)
+    shapes = [line for line in capsys.readouterr().out.splitlines() if "[" in line]
+    assert shapes
+    assert all("[7, " in line for line in shapes)
 
 
 # ---------------------------------------------------------------- the benchmark

@@ -1,0 +1,110 @@
+"""Where a wrong rule does not apply, and what it does at its edges."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from spec_tests.config import BlockConfig
+from spec_tests.oracle import FLOAT16, Bounded, NotApplicable, Rules
+from spec_tests.oracle.alternatives import MapStep, effective_slope, lay, scaled
+from spec_tests.oracle.plan import plan
+from spec_tests.oracle.steps import ConvStep
+
+NO_PADDING = "a branch that up-samples, or starts with its convolution, is not padded first"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rules", "words"),
+    [
+        ({"activator": "null"}, {"final_activation": True}, "the configuration has no activation"),
+        ({"activator": "null", "stride": 2}, {"shortcut_activation": True}, "the configuration has no activation"),
+        ({"scaler": "up", "stride": 2}, {"padding_place": "norm"}, NO_PADDING),
+        ({"layer_order": "old"}, {"padding_place": "norm"}, NO_PADDING),
+    ],
+)
+def test_a_rule_that_does_not_apply(arguments: dict[str, Any], rules: dict[str, Any], words: str) -> None:
+    with pytest.raises(NotApplicable) as caught:
+        plan(BlockConfig.of(2, 2, **arguments), Rules(**rules))
+    assert str(caught.value) == words
+
+
+def test_what_is_padded_first_is_padded_once() -> None:
+    """The padding has a step of its own, with a name for the reader of a diagnosis; the convolution has none left."""
+    found = plan(BlockConfig.of(2, 2, kernel_size=(3, 5), padding=(1, 2)), Rules(padding_place="norm"))
+    steps = {step.name: step for step in found.residual}
+    assert steps["conv2 padding"] == MapStep("conv2 padding", "zeros", padding=(1, 2))
+    assert [step.padding for step in found.residual if isinstance(step, ConvStep)] == [(0, 0)] * 3
+
+
+@pytest.mark.parametrize(("how", "longest"), [("reflect", 3), ("circular", 4)])
+def test_an_axis_must_be_long_enough_to_be_padded_from_itself(how: str, longest: int) -> None:
+    """PyTorch pads by reflection up to the length less 1, circularly up to the length."""
+    pad = {"reflect": "reflect", "circular": "wrap"}[how]
+    for padding in range(1, longest + 1):
+        axis = MapStep("p", how, padding=(padding, 0))._axis(4, 0)
+        expected = np.pad(np.arange(4), padding, mode=pad)  # type: ignore[call-overload]
+        np.testing.assert_array_equal(axis.weight @ np.arange(4), expected)
+    with pytest.raises(NotApplicable) as caught:
+        MapStep("p", how, padding=(longest + 1, 0))._axis(4, 0)
+    assert str(caught.value) == f"an axis of length 4 is too short for the padding {longest + 1} by {how}"
+    # Other paddings have no such limit.
+    assert MapStep("p", "edge", padding=(9, 0))._axis(4, 0).weight.shape == (22, 4)
+
+
+@pytest.mark.parametrize(
+    ("length", "kernel", "stride", "before", "after"),
+    [
+        (5, 1, 1, 0, 0),
+        (5, 1, 3, 0, 0),
+        (5, 3, 1, 1, 1),
+        (5, 2, 1, 0, 1),
+        (6, 3, 2, 0, 1),
+        (7, 5, 3, 2, 2),
+        (4, 4, 1, 1, 2),
+    ],
+)
+def test_same_padding_puts_the_odd_one_behind(length: int, kernel: int, stride: int, before: int, after: int) -> None:
+    """As TensorFlow documents it: the output has ceil(length / stride) elements."""
+    found = MapStep("p", "same", stride=(stride, 1), kernel=(kernel, 1))._axis(length, 0)
+    expected = np.pad(np.arange(1.0, length + 1), (before, after))
+    np.testing.assert_array_equal(found.weight @ np.arange(1.0, length + 1), expected)
+    assert (len(expected) - kernel) // stride + 1 == -(-length // stride)
+
+
+@pytest.mark.parametrize(
+    ("how", "shape", "taken"),
+    [
+        ("in_out", (2, 3, 1, 1), False),
+        ("in_out", (2, 2, 3, 5), True),
+        ("transposed", (2, 3, 3, 5), False),
+        ("transposed", (2, 3, 3, 3), True),
+    ],
+)
+def test_a_weight_is_read_in_another_way_if_its_shape_allows_it(how: str, shape: Any, taken: bool) -> None:
+    w = np.arange(np.prod(shape)).reshape(shape).astype(np.float64)
+    if taken:
+        turned = w.transpose((1, 0, 2, 3) if how == "in_out" else (0, 1, 3, 2))
+        np.testing.assert_array_equal(lay(w, how), turned)
+        return
+    with pytest.raises(NotApplicable) as caught:
+        lay(w, how)
+    assert str(caught.value) == f"a weight of shape {shape} cannot be read as {how}"
+
+
+def test_slopes_at_their_edges() -> None:
+    """A slope that is clamped has no gradient at 0 and 1, and |a| none at 0: what autograd's clamp and abs may say."""
+    a = np.array([-0.5, 0.0, 0.25, 1.0, 2.0])
+    slope, jacobian = effective_slope(a, "clamped")
+    np.testing.assert_array_equal(slope, [0, 0, 0.25, 1, 1])
+    np.testing.assert_array_equal(jacobian, np.diag([0.0, 0, 1, 0, 0]))
+    slope, jacobian = effective_slope(a, "absolute")
+    np.testing.assert_array_equal(slope, [0.5, 0, 0.25, 1, 2])
+    np.testing.assert_array_equal(jacobian, np.diag([-1.0, 0, 1, 1, 1]))
+
+
+def test_a_product_may_vanish() -> None:
+    """What is too small for a normal number may be flushed to zero."""
+    assert scaled(Bounded.exact(np.zeros(2)), np.ones(2), FLOAT16).bound.tolist() == [FLOAT16.tiny] * 2
