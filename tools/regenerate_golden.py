@@ -233,7 +233,8 @@ def process(golden: Path, golden_set: GoldenSet, options: argparse.Namespace) ->
     drift = compare(old, new, options.k)
     report(golden_set.name, drift, old, new)
     found = f"{len(drift.missing)} missing, {len(drift.changed)} changed, {len(drift.unused)} unused"
-    print(f"golden/{golden_set.name}: {len(new)} files generated; {found}")
+    moved = sum(map(len, (drift.missing, drift.changed, drift.unused)))
+    print(f"golden/{golden_set.name}: {moved} of {len(new)} files moved; {found}")
     if not drift:
         return True if new else None
     if options.update:

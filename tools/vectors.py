@@ -215,13 +215,13 @@ def settle(old: Mapping[str, bytes], new: Files) -> tuple[Files, list[str]]:
         if file not in old or old[file] == new[file]:
             continue
         apart, where = difference(old[file], new[file])
-        told.append(f"{apart:.3g} of a bound is the largest difference of {file}: {where or 'the bytes, no number'}")
+        told.append(f"{file} moved, largest {apart:.3g} of its bound: {where or 'the bytes, no number'}")
         largest = max(largest, apart)
         if apart <= AGREE:
             found[file] = old[file]
             entry.update(described(file, old[file]))
     found[MANIFEST] = manifest(ordered({**entries_of(old), **entries}))
-    told.append(f"{largest:.3g} of a bound is the largest difference of all {len(entries)} vectors")
+    told.append(f"test vectors: {len(told)} of {len(entries)} moved, largest {largest:.3g} of its bound")
     return found, told
 
 

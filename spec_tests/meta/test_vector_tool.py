@@ -124,7 +124,7 @@ def test_unchanged(run: Run, golden: Path) -> None:
         status, told = run(*options)
         assert status == 0, told
         assert "0 missing, 0 changed, 0 unused" in told
-        assert "0 of a bound is the largest difference of all" in told
+        assert "moved, largest 0 of its bound" in told
         assert contents(golden) == before
 
 
@@ -136,7 +136,7 @@ def test_another_machine(tool: Any, run: Run, golden: Path, name: str) -> None:
     for options in ([], ["--update"], ["--update-new-only"]):
         status, told = run(*options)
         assert status == 0, told
-        assert f"0.03 of a bound is the largest difference of {FILE}: {name} at [" in told
+        assert f"{FILE} moved, largest 0.03 of its bound: {name} at [" in told
         assert contents(golden) == before
 
 
@@ -166,17 +166,20 @@ def negated(name: str) -> Callable[[dict[str, Any]], object]:
     [
         (
             lambda t, g: rewrite(t, g, moved("y", 0.5), honest=True),
-            ["0.5 of a bound", "y at [0, 0, 0, 1]", f"changed  golden/vectors/{FILE}"],
+            ["largest 0.5 of its bound", "y at [0, 0, 0, 1]", f"changed  golden/vectors/{FILE}"],
         ),
         (
             lambda t, g: rewrite(t, g, moved("d.conv1.0.weight", -3), honest=True),
-            ["3 of a bound", "d.conv1.0.weight at"],
+            ["largest 3 of its bound", "d.conv1.0.weight at"],
         ),
         (lambda t, g: rewrite(t, g, lambda tensors: tensors["dx" + BOUND].__imul__(2), honest=True), ["dx.bound at"]),
-        (lambda t, g: rewrite(t, g, negated("x"), honest=True), ["inf of a bound", "x differs, and is exact"]),
+        (
+            lambda t, g: rewrite(t, g, negated("x"), honest=True),
+            ["largest inf of its bound", "x differs, and is exact"],
+        ),
         (lambda t, g: rewrite(t, g, negated("p.conv1.1.weight"), honest=True), ["p.conv1.1.weight differs"]),
         (lambda t, g: rewrite(t, g, negated("new.b.conv1.0.num_batches_tracked"), honest=True), ["is exact"]),
-        (lambda t, g: rewrite(t, g, lambda tensors: tensors.pop("dy"), honest=True), ["inf of a bound"]),
+        (lambda t, g: rewrite(t, g, lambda tensors: tensors.pop("dy"), honest=True), ["largest inf of its bound"]),
         (lambda _, g: (g / "vectors" / FILE).unlink(), [f"missing  golden/vectors/{FILE}"]),
         (lambda _, g: (g / "vectors" / "manifest.json").unlink(), ["missing  golden/vectors/manifest.json"]),
         (
