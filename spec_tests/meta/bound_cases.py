@@ -37,9 +37,9 @@ COLUMNS = ("case", "what", "elements", "unclaimed", "values", "bounds", "largest
 RELATIVE = 1e-9
 ARITHMETICS = {a.name: a for a in (FLOAT32, FLOAT32_STRICT, FLOAT64, BFLOAT16, FLOAT16, TF32)}
 FORMS = {BFLOAT16.name: "bfloat16", FLOAT16.name: "float16", FLOAT64.name: "float64"}
-CALLS = 14
+CALLS = 40
 # Seeds among which a call is looked for that an alternative rule changes, and the calls that are recorded.
-TRIED, RECORDED = 300, 2
+TRIED, RECORDED = 300, 3
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,8 @@ class Case:
         form = FORMS.get(self.arith.name, "float32")
         kinds = [list(found)[self.seed % len(found)] for found in (STATE_KINDS, INPUT_KINDS)]
         state, x = draw_state(config, rng, kinds[0], form), draw_input(config, shape, rng, kinds[1], form)
+        if self.seed % 8 == 7:
+            x.flat[self.seed % x.size] = (np.nan, np.inf, -np.inf)[self.seed % 3]
         run = forward(config, state, x, training=self.seed % 3 != 0, arith=self.arith, rules=self.rules)
         back = vjp(run, representable(rng.standard_normal(run.y.shape), form))
         return {

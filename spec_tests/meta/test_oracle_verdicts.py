@@ -90,6 +90,15 @@ def test_suspects_are_the_layers_on_the_way() -> None:
     )
 
 
+def test_a_verdict_without_a_place() -> None:
+    """A wrong shape is outside altogether, and is evidence; of nothing, everything is within."""
+    expected = Bounded.exact(np.ones((2, 3)))
+    wrong = judge(np.ones((1, 3)), expected)
+    assert (wrong.ok, wrong.ratio, wrong.outside, wrong.unclaimed, wrong.vacuous) == (False, np.inf, 1.0, 0.0, False)
+    nothing = judge(np.ones((0, 3)), Bounded.exact(np.ones((0, 3))))
+    assert (nothing.ok, nothing.ratio, nothing.outside, nothing.unclaimed, nothing.vacuous) == (True, 0, 0, 0, False)
+
+
 def test_one_place_is_told_once() -> None:
     """Where the first wrong element is the worst one, the description ends with it."""
     expected = Bounded(np.array([1.0, 2.0, 3.0]), np.full(3, 0.5))
