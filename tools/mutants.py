@@ -7,7 +7,7 @@
 
 It works on a copy of the sources in --folder, which is kept, so that an interrupted run goes on where it was. First,
 mutants are forked from a process that has imported everything. What survives that is run again in processes that
-import the mutated sources anew: some functions do their work at import.
+import the mutated sources anew, unless it is listed: some functions do their work at import.
 
 golden/mutants.csv lists the survivors, each with the reason that it is equivalent: a line of code, what it becomes,
 and why no test can tell. Exit status: 0 every survivor has a reason; 1 otherwise; 2 bad arguments; 130 interrupted.
@@ -90,6 +90,13 @@ def results(folder: Path) -> dict[str, int | None]:
     return found
 
 
+def readable(name: str) -> str:
+    """The function of a mutant, such as config.BlockConfig.call for config.xǁBlockConfigǁcall__mutmut_3."""
+    function = re.sub(r"__mutmut_\d+$", "", name)
+    module, _, own = function.rpartition(".x")
+    return f"{module}.{own.strip('ǁ').replace('ǁ', '.') if own.startswith('ǁ') else own[1:]}"
+
+
 def survivors(folder: Path, names: Iterable[str]) -> dict[str, Survivor]:
     """What the mutants of these names change, in the order of the names."""
     found = {}
@@ -99,7 +106,7 @@ def survivors(folder: Path, names: Iterable[str]) -> dict[str, Survivor]:
         )
         lines = [line for line in shown.stdout.splitlines() if re.match(r"[-+](?![-+]{2} )", line)]
         before, after = (" ".join(line[1:].strip() for line in lines if line[0] == sign) for sign in "-+")
-        found[name] = Survivor(re.sub(r"__mutmut_\d+$", "", name), before, after)
+        found[name] = Survivor(readable(name), before, after)
     return found
 
 
@@ -170,9 +177,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not options.check:
             copy(options.folder)
             mutmut(options.folder, options.names, options.workers, fresh=False)
-            alive = [name for name, code in results(options.folder).items() if code in SURVIVED]
-            if alive:
-                mutmut(options.folder, alive, options.workers, fresh=True)
+            known = read(LISTED)
+            alive = survivors(options.folder, [n for n, code in results(options.folder).items() if code in SURVIVED])
+            again = [name for name, survivor in alive.items() if not known.get(survivor)]
+            if again:
+                mutmut(options.folder, again, options.workers, fresh=True)
         codes = results(options.folder)
         if not codes:
             parser.error(f"--folder {options.folder} holds no results; run without --check")

@@ -64,8 +64,13 @@ class Case:
         state, x = draw_state(config, rng, kinds[0], form), draw_input(config, shape, rng, kinds[1], form)
         if self.seed % 8 == 7:
             x.flat[self.seed % x.size] = (np.nan, np.inf, -np.inf)[self.seed % 3]
+        if self.seed % 8 == 4:
+            x = representable(x * (2.0**4 if form == "float16" else 2.0**56), form)
         run = forward(config, state, x, training=self.seed % 3 != 0, arith=self.arith, rules=self.rules)
-        back = vjp(run, representable(rng.standard_normal(run.y.shape), form))
+        # Small and large gradients show what may be flushed to zero, and what may overflow.
+        low, high = (-20, 12) if form == "float16" else (-130, 116 + 2 * (self.seed // 8 % 4))
+        scale = {5: 2.0**low, 6: 2.0**high}.get(self.seed % 8, 1.0)
+        back = vjp(run, representable(rng.standard_normal(run.y.shape) * scale, form))
         return {
             "y": summed({"y": run.y}),
             "dx": summed({"dx": back.dx}),
