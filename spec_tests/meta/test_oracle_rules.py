@@ -11,7 +11,7 @@ from spec_tests.config import BlockConfig
 from spec_tests.oracle import FLOAT16, Bounded, NotApplicable, Rules
 from spec_tests.oracle.alternatives import MapStep, effective_slope, lay, scaled
 from spec_tests.oracle.plan import plan
-from spec_tests.oracle.steps import ConvStep
+from spec_tests.oracle.steps import ActStep, ConvStep
 
 NO_PADDING = "a branch that up-samples, or starts with its convolution, is not padded first"
 
@@ -23,12 +23,42 @@ NO_PADDING = "a branch that up-samples, or starts with its convolution, is not p
         ({"activator": "null", "stride": 2}, {"shortcut_activation": True}, "the configuration has no activation"),
         ({"scaler": "up", "stride": 2}, {"padding_place": "norm"}, NO_PADDING),
         ({"layer_order": "old"}, {"padding_place": "norm"}, NO_PADDING),
+        ({"stride": 2, "out_planes": 3}, {"shortcut": "identity"}, "without a projection the number of channels stays"),
+        ({"scaler": "up", "stride": 2}, {"shortcut": "slice"}, "a slice makes no image larger"),
+        ({"scaler": "up", "stride": 2}, {"shortcut_reading": "average"}, "the projection has no stride"),
+        ({"out_planes": 3}, {"shortcut_reading": "offset"}, "the projection has no stride"),
     ],
 )
 def test_a_rule_that_does_not_apply(arguments: dict[str, Any], rules: dict[str, Any], words: str) -> None:
     with pytest.raises(NotApplicable) as caught:
-        plan(BlockConfig.of(2, 2, **arguments), Rules(**rules))
+        plan(BlockConfig.of(**{"in_planes": 2, "out_planes": 2} | arguments), Rules(**rules))
     assert str(caught.value) == words
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rules"),
+    [
+        ({"normalizer": "inst"}, {"affine": "no_scale"}),
+        ({"normalizer": "inst"}, {"momentum": 0.01}),
+        ({"normalizer": "batch"}, {"instance_axes": "CHW"}),
+        ({"activator": "prelu"}, {"relu": "gelu"}),
+        ({"activator": "relu"}, {"slope": "first"}),
+        ({"scaler": "down"}, {"interpolation": "nearest"}),
+    ],
+)
+def test_a_rule_without_use_changes_no_plan(arguments: dict[str, Any], rules: dict[str, Any]) -> None:
+    config = BlockConfig.of(2, 3, stride=2, **arguments)
+    assert plan(config, Rules(**rules)) == plan(config, Rules())
+
+
+def test_an_activation_of_the_block_is_one_of_its_own() -> None:
+    steps = plan(BlockConfig.of(2, 2, activator="relu"), Rules()).residual
+    assert [step for step in steps if step.kind == "act"] == [ActStep(f"conv{n}.1", False) for n in (1, 2, 3)]
+
+
+def test_a_slice_has_a_name() -> None:
+    found = plan(BlockConfig.of(2, 2, stride=(2, 3)), Rules(shortcut="slice")).shortcut
+    assert found == (MapStep("in_node slice", "slice", (2, 3)),)
 
 
 def test_what_is_padded_first_is_padded_once() -> None:

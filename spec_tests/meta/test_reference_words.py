@@ -29,6 +29,7 @@ NORMS = "one of 'batch', 'inst', 'pinst', 'null'"
         ({"output_size": "auto"}, TypeError, f"`output_size` (='auto') must be {PAIR.format(1)}, or None, not str"),
         ({"normalizer": "Batch"}, ValueError, f"`normalizer` (='Batch') must be {NORMS}"),
         ({"normalizer": None}, TypeError, f"`normalizer` (=None) must be {NORMS}, not NoneType"),
+        ({"normalizer": 3}, TypeError, f"`normalizer` (=3) must be {NORMS}, not int"),
         ({"activator": "gelu"}, ValueError, "`activator` (='gelu') must be one of 'prelu', 'relu', 'null'"),
         ({"layer_order": "v2"}, ValueError, "`layer_order` (='v2') must be one of 'new', 'old'"),
         ({"scaler": ""}, ValueError, "`scaler` (='') must be one of 'down', 'up'"),

@@ -85,7 +85,7 @@ def forward(
         NotApplicable: `rules` cannot be run for this configuration and size.
     """
     steps = plan(config, rules)
-    specified = rules is SPEC or rules == SPEC
+    specified = rules == SPEC
     array = np.asarray(x, np.float64)
     shape = config.output_shape(array.shape)
     run = Run({name: np.asarray(entry, np.float64) for name, entry in state.items()}, training, arith, {}, {})
@@ -95,9 +95,9 @@ def forward(
     with np.errstate(all="ignore"):
         try:
             residual = _through(steps.residual, start, run)
-            origin = residual[steps.shared].x if steps.shared else start
+            origin = residual[steps.shared].x
             shortcut = _through(steps.shortcut, origin, run)
-            left = residual[-1].y if residual else start
+            left = residual[-1].y
             right = shortcut[-1].y if shortcut else origin
             if left.shape != shape or right.shape != shape:
                 raise NotApplicable(f"the rules give the sizes {left.shape} and {right.shape}, not {shape}")
