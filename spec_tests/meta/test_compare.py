@@ -182,3 +182,59 @@ def test_a_failure_survives_the_way_from_a_worker() -> None:
     for twin in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
         assert isinstance(twin, AssertionError)
         assert str(twin) == str(error)
+
+
+# ------------------------------------------------------------------ enumerations
+
+
+def test_all_of_an_enumeration() -> None:
+    compare.start()
+    assert list(compare.focused("abc")) == ["a", "b", "c"]
+    assert list(compare.focused("abc")) == ["a", "b", "c"], "what ended well is not remembered"
+
+
+def test_the_item_that_failed_comes_alone() -> None:
+    """So it does in every run after the first, and the other enumerations of the test are left out."""
+    compare.start()
+    for item in compare.focused("abc", "letters"):
+        if item == "b":
+            break
+    for _ in range(2):
+        assert list(compare.focused("abc", "letters")) == ["b"]
+        assert list(compare.focused([1, 2], "numbers")) == []
+    compare.start()
+    assert list(compare.focused("abc", "letters")) == ["a", "b", "c"]
+
+
+def test_the_first_item_may_fail_too() -> None:
+    compare.start()
+    next(compare.focused("abc"))
+    assert list(compare.focused("abc")) == ["a"]
+
+
+def test_a_sample_begins_at_another_item_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "SAMPLE_STEP", [3])
+    compare.start()
+    found = [list(compare.focused(range(7))) for _ in range(4)]
+    assert found == [[1, 4], [2, 5], [0, 3, 6], [1, 4]]
+    assert list(compare.focused("ab")) == ["b"], "a sample is never empty"
+    monkeypatch.setattr(compare, "SAMPLE_STEP", [2])
+    compare.start()
+    assert list(compare.focused(range(4))) == [1, 3]
+
+
+def test_states_that_differ() -> None:
+    one = {"a": np.array([1.0, 2.0], np.float32), "b": np.array([0.0], np.float32)}
+    assert compare.differing(one, dict(one)) == {}
+    assert compare.differing(one, {"a": one["a"]}) == {"b": "differs"}
+    assert compare.differing({"a": one["a"]}, one) == {"b": "differs"}
+    others = {
+        "bits": np.array([-0.0], np.float32),
+        "type": np.array([0], np.int32),
+        "shape": np.array([[0.0]], np.float32),
+        "length": np.array([0.0, 0.0], np.float32),
+    }
+    for other in others.values():
+        assert compare.differing(one, {**one, "b": other}) == {"b": "differs"}
+    nan = {"a": np.array([np.nan], np.float32)}
+    assert compare.differing(nan, {"a": nan["a"].copy()}) == {}, "the same bits"

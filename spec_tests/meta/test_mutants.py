@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
-import importlib
+import importlib.util
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,17 @@ LISTED = golden_data.ROOT / "mutants.csv"
 
 
 @pytest.fixture
-def tool(monkeypatch: pytest.MonkeyPatch) -> Any:
+def tool() -> Iterator[Any]:
     if not TOOL.exists():
         pytest.skip("tools/ is not part of an installed package")
-    monkeypatch.syspath_prepend(str(ROOT))
-    return importlib.import_module("tools.mutants")
+    spec = importlib.util.spec_from_file_location("mutants_tool", TOOL)
+    assert spec is not None
+    assert spec.loader is not None
+    found = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = found
+    spec.loader.exec_module(found)
+    yield found
+    del sys.modules[spec.name]
 
 
 def test_what_is_listed_is_explained_and_still_there() -> None:
@@ -100,7 +108,7 @@ def test_names_are_readable(tool: Any, name: str, function: str) -> None:
     ],
 )
 def test_bad_arguments_are_told(tool: Any, arguments: list[str], words: str, tmp_path: Path) -> None:
-    ended = python(str(Path(tool.__file__)), *arguments, cwd=tmp_path)
+    ended = python(tool.__file__, *arguments, cwd=tmp_path)
     assert ended.status == 2
     assert words in ended.err
     assert "Traceback" not in ended.err

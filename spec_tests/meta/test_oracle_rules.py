@@ -9,7 +9,8 @@ import pytest
 
 from spec_tests.config import BlockConfig
 from spec_tests.oracle import FLOAT16, Bounded, NotApplicable, Rules
-from spec_tests.oracle.alternatives import MapStep, effective_slope, lay, scaled
+from spec_tests.oracle.alternatives import FixedActStep, MapStep, effective_slope, lay, scaled
+from spec_tests.oracle.conv import columns
 from spec_tests.oracle.plan import plan
 from spec_tests.oracle.steps import ActStep, ConvStep
 
@@ -138,3 +139,56 @@ def test_slopes_at_their_edges() -> None:
 def test_a_product_may_vanish() -> None:
     """What is too small for a normal number may be flushed to zero."""
     assert scaled(Bounded.exact(np.zeros(2)), np.ones(2), FLOAT16).bound.tolist() == [FLOAT16.tiny] * 2
+
+
+def test_activations_that_are_added_have_names() -> None:
+    """With a norm before the convolution in front of it, otherwise behind."""
+    for order, names in (
+        ("new", ["conv1.0", "conv1 activation", "conv1.1"]),
+        ("old", ["conv1.0", "conv1.1", "conv1 activation"]),
+    ):
+        config = BlockConfig.of(2, 2, activator="null", normalizer="batch", layer_order=order)
+        steps = plan(config, Rules(null_activator="relu")).residual
+        assert [step.name for step in steps][:3] == names
+        assert next(step for step in steps if step.kind == "fixed") == FixedActStep("conv1 activation", "relu")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rules", "order"),
+    [
+        ({}, {}, "norm act conv"),
+        ({"layer_order": "old"}, {}, "conv norm act"),
+        ({"normalizer": "null"}, {}, "conv act"),
+        ({"normalizer": "null"}, {"null_order": "act conv"}, "act conv"),
+        ({"normalizer": "null", "layer_order": "old"}, {"null_order": "act conv"}, "conv act"),
+    ],
+)
+def test_the_order_of_a_branch(arguments: dict[str, Any], rules: dict[str, Any], order: str) -> None:
+    steps = plan(BlockConfig.of(2, 2, **arguments), Rules(**rules)).residual
+    assert [step.kind for step in steps][: len(order.split())] == order.split()
+
+
+def test_an_order_that_changes_the_width_of_a_norm() -> None:
+    words = "the norm or activation of conv3 has another width on the other side of its convolution"
+    for normalizer, rules in (
+        ("null", Rules(null_order="act conv")),
+        ("batch", Rules(new_order="conv norm act")),
+    ):
+        plan(BlockConfig.of(2, 2, normalizer=normalizer), rules)
+        with pytest.raises(NotApplicable) as caught:
+            plan(BlockConfig.of(2, 3, normalizer=normalizer), rules)
+        assert str(caught.value) == words
+
+
+def test_a_kernel_must_fit() -> None:
+    x = Bounded.exact(np.zeros((1, 1, 2, 3)))
+    with pytest.raises(NotApplicable) as caught:
+        columns(x.value, (3, 3), (1, 1), (0, 0))
+    assert str(caught.value) == "a kernel of (3, 3) does not fit into the size (2, 3)"
+
+
+def test_too_many_roundings_bound_nothing() -> None:
+    """N u / (1 - n u) holds while n u < 1 (Higham 2002, section 3.1)."""
+    n = 1 / FLOAT16.u
+    assert np.isinf([FLOAT16.gamma(n), FLOAT16.gamma(1.5 * n), FLOAT16.gamma(3 * n)]).all()
+    assert FLOAT16.gamma(n / 2) == 1

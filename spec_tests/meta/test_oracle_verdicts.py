@@ -99,6 +99,54 @@ def test_a_verdict_without_a_place() -> None:
     assert (nothing.ok, nothing.ratio, nothing.outside, nothing.unclaimed, nothing.vacuous) == (True, 0, 0, 0, False)
 
 
+def test_a_verdict_on_what_is_within() -> None:
+    verdict = judge([1.25, 3.0, np.nan, 5.0], Bounded(np.array([1.0, 2.0, np.nan, 5.0]), np.array([0.5, np.inf, 0, 0])))
+    assert (verdict.ok, verdict.ratio, verdict.outside, verdict.unclaimed, verdict.problem) == (True, 0.5, 0, 0.25, "")
+    assert verdict.first is None
+    assert verdict.worst is None
+    nothing = judge(np.ones((0, 3)), Bounded.exact(np.ones((0, 3))))
+    assert nothing.problem == ""
+
+
+def test_the_worst_is_the_largest_ratio_of_those_outside() -> None:
+    """What is exact and right, or unclaimed, or a NaN that is due, has the ratio 0."""
+    value = np.array([1.0, 2.0, 4.0, np.nan, 7.0])
+    verdict = judge([1.0, 2.2, 4.6, np.nan, 9.0], Bounded(value, np.array([0.0, 0.1, 0.5, 0.0, np.inf])))
+    assert verdict.first is not None
+    assert verdict.worst is not None
+    assert (verdict.first.index, verdict.worst.index) == ((1,), (1,))
+    assert verdict.ratio == pytest.approx(2)
+    assert verdict.outside == 0.4
+    # The ratio of one that is only just outside is larger than that of any within.
+    verdict = judge([1.0, 2.0, 4.6], Bounded(np.array([1.0, 2.0, 4.0]), np.array([0.0, 0.1, 0.55])))
+    assert verdict.worst is not None
+    assert verdict.worst.index == (2,)
+
+
+@pytest.mark.parametrize(
+    ("value", "bound", "vacuous"),
+    [
+        ([1.0, 1.0, 1.0], 0.01, False),
+        ([1.0, 1.0, 1.0], 0.0101, True),
+        ([0.5, 0.0, 0.0], 0.0051, True),
+        ([0.5, 0.0, 0.0], 0.0049, False),
+        ([0.0, 0.0, 0.0], 3 * float(np.finfo(np.float32).tiny), False),
+        ([0.0, 0.0, 0.0], 3.01 * float(np.finfo(np.float32).tiny), True),
+        ([0.0, 0.0, 0.0], 0.5 * float(np.finfo(np.float32).tiny), False),
+        ([1.0, 1.0, np.nan], 0.02, True),
+    ],
+)
+def test_a_tensor_is_no_evidence_if_its_bounds_are_wide(value: list[float], bound: float, vacuous: bool) -> None:
+    """Wide: the median exceeds 1 % of the largest value, and what underflow alone would make of so many elements."""
+    expected = Bounded(np.array(value), np.where(np.isnan(value), 0.0, bound))
+    assert judge(value, expected).vacuous is vacuous
+
+
+def test_a_tensor_without_claims_is_no_evidence() -> None:
+    verdict = judge([1.0, 2.0], Bounded(np.zeros(2), np.full(2, np.inf)))
+    assert (verdict.ok, verdict.vacuous, verdict.unclaimed) == (True, True, 1.0)
+
+
 def test_one_place_is_told_once() -> None:
     """Where the first wrong element is the worst one, the description ends with it."""
     expected = Bounded(np.array([1.0, 2.0, 3.0]), np.full(3, 0.5))
