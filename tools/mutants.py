@@ -6,8 +6,8 @@
     python tools/mutants.py --update              write golden/mutants.csv, with the known reasons
 
 It works on a copy of the sources in --folder, which is kept, so that an interrupted run goes on where it was. First,
-mutants are forked from a process that has imported everything. What survives that is run again in processes that
-import the mutated sources anew, unless it is listed: some functions do their work at import.
+mutants are forked from a process that has imported everything. What survives that is run again in a process that
+imports the mutated sources anew, unless it is listed: some functions do their work at import.
 
 golden/mutants.csv lists the survivors, each with the reason that it is equivalent: a line of code, what it becomes,
 and why no test can tell. Exit status: 0 every survivor has a reason; 1 otherwise; 2 bad arguments; 130 interrupted.
@@ -26,8 +26,13 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+import tomllib  # type: ignore[import-not-found, unused-ignore]  # Python 3.11
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / ".nox" / "mutants" / "tree"
@@ -35,9 +40,10 @@ LISTED = ROOT / "golden" / "mutants.csv"
 COLUMNS = ("function", "before", "after", "reason")
 # mutmut's exit codes: of its workers, of pytest, and of its type checker.
 SURVIVED, NO_TESTS = (0,), (5, 33)
-KILLED = (1, 3, -24, 24, 36, 37, 152, 255)
-# Imported before a worker is forked; none of them is ours.
-PRELOADED = ("hypothesis", "numpy", "pytest", "safetensors.numpy", "torch")
+TIMEOUT = 36
+KILLED = (1, 2, 3, 4, -24, 24, 36, 37, 152)
+# What became of those that were run in processes of their own; and the seconds that one may take.
+AGAIN, SECONDS = "again.json", 300
 
 
 @dataclass(frozen=True)
@@ -66,20 +72,41 @@ def copy(folder: Path) -> None:
             path.unlink()
 
 
-def mutmut(folder: Path, names: Iterable[str], workers: int, fresh: bool) -> None:
-    """Run mutmut in the copy; `fresh` workers import our sources themselves."""
-    settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    if fresh:
-        (folder / "preloaded.txt").write_text("\n".join(PRELOADED), encoding="utf-8")
-        extra = (
-            'process_isolation = "forkserver"\nforkserver_warmup = "import"\npreload_modules_file = "preloaded.txt"\n'
-        )
-        settings = settings.replace("[tool.mutmut]\n", "[tool.mutmut]\n" + extra)
-    (folder / "pyproject.toml").write_text(settings, encoding="utf-8")
-    # A fork of a process with threads hangs.
-    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+def environment() -> dict[str, str]:
+    """One thread: a fork of a process with more hangs."""
+    return {**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")}
+
+
+def mutmut(folder: Path, names: Iterable[str], workers: int) -> None:
+    """Run mutmut in the copy."""
     command = [sys.executable, "-m", "mutmut", "run", "--max-children", str(workers), *names]
-    subprocess.run(command, cwd=folder, check=True, env={**os.environ, **one_thread})
+    subprocess.run(command, cwd=folder, check=True, env=environment())
+
+
+def again(folder: Path, names: Sequence[str], workers: int) -> None:
+    """Run the tests for each mutant in a process of its own, which imports the mutated sources."""
+    settings = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["mutmut"]
+    tests = [*settings["pytest_add_cli_args"], *settings["pytest_add_cli_args_test_selection"]]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--rootdir=.", *tests]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+
+    def judged(name: str) -> int:
+        env = {**environment(), "MUTANT_UNDER_TEST": name}
+        try:
+            ended = subprocess.run(
+                command, cwd=folder / "mutants", env=env, capture_output=True, timeout=SECONDS, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return TIMEOUT
+        return ended.returncode
+
+    codes: dict[str, int] = {}
+    with Progress(*columns, console=Console(stderr=True)) as progress, ThreadPoolExecutor(workers) as pool:
+        bar = progress.add_task("survivors, imported anew", total=len(names))
+        for name, code in zip(names, pool.map(judged, names), strict=True):
+            codes[name] = code
+            progress.update(bar, advance=1)
+    (folder / AGAIN).write_text(json.dumps(codes), encoding="utf-8")
 
 
 def results(folder: Path) -> dict[str, int | None]:
@@ -87,7 +114,9 @@ def results(folder: Path) -> dict[str, int | None]:
     found: dict[str, int | None] = {}
     for path in sorted((folder / "mutants").rglob("*.py.meta")):
         found |= json.loads(path.read_text(encoding="utf-8"))["exit_code_by_key"]
-    return found
+    path = folder / AGAIN
+    codes = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return {name: codes.get(name, code) if code in SURVIVED + NO_TESTS else code for name, code in found.items()}
 
 
 def readable(name: str) -> str:
@@ -176,12 +205,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if not options.check:
             copy(options.folder)
-            mutmut(options.folder, options.names, options.workers, fresh=False)
+            (options.folder / AGAIN).unlink(missing_ok=True)
+            mutmut(options.folder, options.names, options.workers)
             known = read(LISTED)
-            alive = survivors(options.folder, [n for n, code in results(options.folder).items() if code in SURVIVED])
-            again = [name for name, survivor in alive.items() if not known.get(survivor)]
-            if again:
-                mutmut(options.folder, again, options.workers, fresh=True)
+            alive = survivors(
+                options.folder, [n for n, code in results(options.folder).items() if code in SURVIVED + NO_TESTS]
+            )
+            again(options.folder, [n for n, survivor in alive.items() if not known.get(survivor)], options.workers)
         codes = results(options.folder)
         if not codes:
             parser.error(f"--folder {options.folder} holds no results; run without --check")
