@@ -26,10 +26,12 @@ from spec_tests.enumeration import named_values
 from spec_tests.numeric import Numeric, named
 from spec_tests.oracle import judge, vjp
 from spec_tests.strategies import agreeing_axes
+from spec_tests.subjects import REFERENCE
 from spec_tests.subjects.base import Subject
 from spec_tests.subjects.port_block import texts
 from spec_tests.subjects.process import Timeouts
 from spec_tests.subjects.stdio import StdioSubject
+from tools import profile_run
 from tools.numpy_subject import NumpySubject
 
 PORT = Path(__file__).resolve().parents[1] / "spec_tests" / "ports" / "python" / "numpy_port.py"
@@ -91,12 +93,7 @@ def over_the_pipe(subject: StdioSubject) -> Call:
 
 def whole_run(made: Callable[[], Subject]) -> Callable[[], object]:
     """The tests of RUN on a new subject, as a run of the suite has them."""
-    package = Path(plugin.__file__).parent
-    arguments = [
-        *("--pyargs", "spec_tests.chapters", "-c", str(package / "suite.ini"), "--rootdir", str(package)),
-        *("-p", "spec_tests.plugin", "-p", "no:cacheprovider", "-p", "no:terminalreporter", "-q", "--assert=plain"),
-        *(word for clause in RUN for word in ("--clause", clause)),
-    ]
+    arguments = profile_run.arguments(REFERENCE, "default", RUN)
 
     def run() -> None:
         # The name that the plugin's fixture looks up.

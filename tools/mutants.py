@@ -40,8 +40,8 @@ LISTED = ROOT / "golden" / "mutants.csv"
 COLUMNS = ("function", "before", "after", "reason")
 # mutmut's exit codes: of its workers, of pytest, and of its type checker.
 SURVIVED, NO_TESTS = (0,), (5, 33)
-TIMEOUT = 36
-KILLED = (1, 2, 3, 4, -24, 24, 36, 37, 152)
+KILL, TIMEOUT = 1, 36
+KILLED = (1, 3, -24, 24, 36, 37, 152)
 # What became of those that were run in processes of their own; and the seconds that one may take.
 AGAIN, SECONDS = "again.json", 300
 
@@ -98,7 +98,8 @@ def again(folder: Path, names: Sequence[str], workers: int) -> None:
             )
         except subprocess.TimeoutExpired:
             return TIMEOUT
-        return ended.returncode
+        # pytest's 2, 3 and 4: the mutated sources could not even be imported.
+        return KILL if ended.returncode in (2, 3, 4) else ended.returncode
 
     codes: dict[str, int] = {}
     with Progress(*columns, console=Console(stderr=True)) as progress, ThreadPoolExecutor(workers) as pool:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = "py:mdnc.modules.resnet:BlockBottleneck2d"
@@ -102,3 +107,21 @@ def mdnc_spec_many(
     if done.status:
         raise RuntimeError(done.err)
     return [Ended(*found) for found in json.loads(done.out)]
+
+
+@contextmanager
+def loaded(tool: Path) -> Iterator[Any]:
+    """A tool of tools/ as a module of its own, which others of this process do not see. Skips where there is none."""
+    if not tool.exists():
+        pytest.skip("tools/ is not part of an installed package")
+    spec = importlib.util.spec_from_file_location(f"{tool.stem}_under_test", tool)
+    assert spec is not None
+    assert spec.loader is not None
+    found = importlib.util.module_from_spec(spec)
+    # dataclasses look their module up.
+    sys.modules[spec.name] = found
+    try:
+        spec.loader.exec_module(found)
+        yield found
+    finally:
+        del sys.modules[spec.name]

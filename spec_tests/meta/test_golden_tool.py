@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 import shutil
@@ -14,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from spec_tests.meta.processes import ROOT, environment, python
+from spec_tests.meta.processes import ROOT, environment, loaded, python
 
 TOOL = ROOT / "tools" / "regenerate_golden.py"
 FILES = {"batch-a.txt": b"one\n", "batch-b.txt": b"two\n", "inst-a.txt": b"three\n", "index.csv": b"case\n"}
@@ -28,16 +27,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def module() -> Iterator[Any]:
     pytest.importorskip("torch")
-    if not TOOL.exists():
-        pytest.skip("tools/ is not part of an installed package")
-    spec = importlib.util.spec_from_file_location("golden_tool_under_test", TOOL)
-    assert spec
-    assert spec.loader
-    found = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = found
-    spec.loader.exec_module(found)
-    yield found
-    del sys.modules[spec.name]
+    with loaded(TOOL) as found:
+        yield found
 
 
 @pytest.fixture

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from typing import Any
 import pytest
 
 from spec_tests import golden_data
-from spec_tests.meta.processes import ROOT, python
+from spec_tests.meta.processes import ROOT, loaded, python
 
 TOOL = ROOT / "tools" / "mutants.py"
 LISTED = golden_data.ROOT / "mutants.csv"
@@ -21,16 +19,8 @@ LISTED = golden_data.ROOT / "mutants.csv"
 
 @pytest.fixture
 def tool() -> Iterator[Any]:
-    if not TOOL.exists():
-        pytest.skip("tools/ is not part of an installed package")
-    spec = importlib.util.spec_from_file_location("mutants_tool", TOOL)
-    assert spec is not None
-    assert spec.loader is not None
-    found = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = found
-    spec.loader.exec_module(found)
-    yield found
-    del sys.modules[spec.name]
+    with loaded(TOOL) as found:
+        yield found
 
 
 def test_what_is_listed_is_explained_and_still_there() -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import shutil
-import sys
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -20,6 +18,7 @@ from mdnc.contribs.torchsummary import summary
 from mdnc.modules.resnet import BlockBottleneck2d
 from spec_tests.config import NAMED_VALUES
 from spec_tests.golden_data import documented_table
+from spec_tests.meta.processes import ROOT, loaded
 from spec_tests.meta.reference_cases import (
     ANY_SIZE,
     SHAPE,
@@ -292,19 +291,9 @@ def test_the_summary_prints_the_size_of_the_batch(capsys: pytest.CaptureFixture[
 
 
 @pytest.fixture(scope="module")
-def benchmark() -> ModuleType:
-    path = Path(__file__).parents[2] / "tools" / "benchmark_reference.py"
-    if not path.is_file():
-        pytest.skip("the tools are not installed with the package")
-    spec = importlib.util.spec_from_file_location("benchmark_reference", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # dataclasses look their module up.
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "benchmark_reference", module)
-        spec.loader.exec_module(module)
-    return module
+def benchmark() -> Iterator[ModuleType]:
+    with loaded(ROOT / "tools" / "benchmark_reference.py") as found:
+        yield found
 
 
 def test_the_benchmark_compares_equal_computations(benchmark: ModuleType) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Iterator
 from itertools import product
@@ -13,7 +12,7 @@ import pytest
 from spec_tests.config import BlockConfig
 from spec_tests.enumeration import enumerated
 from spec_tests.meta import wrong_blocks
-from spec_tests.meta.processes import ROOT
+from spec_tests.meta.processes import ROOT, loaded
 
 TOOL = ROOT / "tools" / "shape_law.py"
 # Small blocks; the norms and the other geometries are the tool's own business.
@@ -27,16 +26,8 @@ DOUBLED = BlockConfig.of(1, 2, stride=(2, 1), scaler="up", **PLAIN)
 @pytest.fixture(scope="module")
 def tool() -> Iterator[Any]:
     pytest.importorskip("z3", reason="z3-solver is not installed")
-    if not TOOL.exists():
-        pytest.skip("tools/ is not part of an installed package")
-    spec = importlib.util.spec_from_file_location("shape_law_under_test", TOOL)
-    assert spec
-    assert spec.loader
-    found = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = found
-    spec.loader.exec_module(found)
-    yield found
-    del sys.modules[spec.name]
+    with loaded(TOOL) as found:
+        yield found
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import importlib.util
 import json
 import shutil
 import sys
@@ -17,7 +16,7 @@ import pytest
 from safetensors.numpy import load, save
 
 from spec_tests import golden_data
-from spec_tests.meta.processes import ROOT
+from spec_tests.meta.processes import ROOT, loaded
 from spec_tests.oracle import SPEC, Bounded
 from spec_tests.subjects.base import Array
 from spec_tests.vectors import BOUND
@@ -31,16 +30,8 @@ FILE = "calls-1.safetensors"
 def tool() -> Iterator[Any]:
     """The tool, with its modules as `vectors`, `cases`, `claims` and `numbers`."""
     pytest.importorskip("torch")
-    if not TOOL.exists():
-        pytest.skip("tools/ is not part of an installed package")
-    spec = importlib.util.spec_from_file_location("golden_tool_of_vectors", TOOL)
-    assert spec
-    assert spec.loader
-    found = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = found
-    spec.loader.exec_module(found)
-    yield found
-    del sys.modules[spec.name]
+    with loaded(TOOL) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
