@@ -7,7 +7,7 @@
 
 It works on a copy of the sources in --folder, which is kept, so that an interrupted run goes on where it was. First,
 mutants are forked from a process that has imported everything. What survives that is run again in a process that
-imports the mutated sources anew, unless it is listed: some functions do their work at import.
+imports the mutated sources anew: some functions do their work at import.
 
 golden/mutants.csv lists the survivors, each with the reason that it is equivalent: a line of code, what it becomes,
 and why no test can tell. Exit status: 0 every survivor has a reason; 1 otherwise; 2 bad arguments; 130 interrupted.
@@ -16,7 +16,9 @@ and why no test can tell. Exit status: 0 every survivor has a reason; 1 otherwis
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
+import hashlib
 import io
 import json
 import os
@@ -26,7 +28,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +45,7 @@ SURVIVED, NO_TESTS = (0,), (5, 33)
 KILL, TIMEOUT = 1, 36
 KILLED = (1, 3, -24, 24, 36, 37, 152)
 # What became of those that were run in processes of their own; and the seconds that one may take.
-AGAIN, SECONDS = "again.json", 300
+AGAIN, SECONDS = "again.jsonl", 300
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,31 @@ def mutmut(folder: Path, names: Iterable[str], workers: int) -> None:
     subprocess.run(command, cwd=folder, check=True, env=environment())
 
 
+def digest(folder: Path) -> str:
+    """A hash of all that the tests of a mutant see; what was decided of other files does not count."""
+    kinds = {".py", ".toml", ".csv", ".json", ".txt", ".safetensors", ".md"}
+    files = sorted(p for part in ("mdnc", "spec_tests", "golden", "tools") for p in (folder / part).rglob("*"))
+    content = hashlib.sha256()
+    for path in files:
+        if path.suffix in kinds and path.name != LISTED.name and path.is_file():
+            content.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
+    return content.hexdigest()
+
+
+def decided(folder: Path) -> dict[str, int]:
+    """The exit codes of the mutants that were run in processes of their own."""
+    path = folder / AGAIN
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    codes, now = {}, digest(folder)
+    for line in lines:
+        # The last line of a run that was killed may be cut off.
+        with contextlib.suppress(ValueError):
+            seen, name, code = json.loads(line)
+            if seen == now:
+                codes[name] = code
+    return codes
+
+
 def again(folder: Path, names: Sequence[str], workers: int) -> None:
     """Run the tests for each mutant in a process of its own, which imports the mutated sources."""
     settings = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["mutmut"]
@@ -101,13 +128,19 @@ def again(folder: Path, names: Sequence[str], workers: int) -> None:
         # pytest's 2, 3 and 4: the mutated sources could not even be imported.
         return KILL if ended.returncode in (2, 3, 4) else ended.returncode
 
-    codes: dict[str, int] = {}
-    with Progress(*columns, console=Console(stderr=True)) as progress, ThreadPoolExecutor(workers) as pool:
-        bar = progress.add_task("survivors, imported anew", total=len(names))
-        for name, code in zip(names, pool.map(judged, names), strict=True):
-            codes[name] = code
-            progress.update(bar, advance=1)
-    (folder / AGAIN).write_text(json.dumps(codes), encoding="utf-8")
+    now, known = digest(folder), decided(folder)
+    left = [name for name in names if name not in known]
+    pool = ThreadPoolExecutor(workers)
+    with Progress(*columns, console=Console(stderr=True)) as progress, (folder / AGAIN).open("a") as file:
+        bar = progress.add_task("survivors, imported anew", total=len(names), completed=len(names) - len(left))
+        futures = {pool.submit(judged, name): name for name in left}
+        try:
+            for future in as_completed(futures):
+                file.write(json.dumps([now, futures[future], future.result()]) + "\n")
+                file.flush()
+                progress.update(bar, advance=1)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def results(folder: Path) -> dict[str, int | None]:
@@ -115,8 +148,7 @@ def results(folder: Path) -> dict[str, int | None]:
     found: dict[str, int | None] = {}
     for path in sorted((folder / "mutants").rglob("*.py.meta")):
         found |= json.loads(path.read_text(encoding="utf-8"))["exit_code_by_key"]
-    path = folder / AGAIN
-    codes = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    codes = decided(folder)
     return {name: codes.get(name, code) if code in SURVIVED + NO_TESTS else code for name, code in found.items()}
 
 
@@ -206,13 +238,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if not options.check:
             copy(options.folder)
-            (options.folder / AGAIN).unlink(missing_ok=True)
             mutmut(options.folder, options.names, options.workers)
-            known = read(LISTED)
-            alive = survivors(
-                options.folder, [n for n, code in results(options.folder).items() if code in SURVIVED + NO_TESTS]
-            )
-            again(options.folder, [n for n, survivor in alive.items() if not known.get(survivor)], options.workers)
+            alive = [name for name, code in results(options.folder).items() if code in SURVIVED + NO_TESTS]
+            again(options.folder, alive, options.workers)
         codes = results(options.folder)
         if not codes:
             parser.error(f"--folder {options.folder} holds no results; run without --check")

@@ -66,6 +66,30 @@ def test_results_are_judged(tool: Any, tmp_path: Path, capsys: pytest.CaptureFix
     assert "has an exit code that is not known: -11" in problem
 
 
+def test_what_was_decided_outlives_an_interruption(tool: Any, tmp_path: Path) -> None:
+    """What ran in a process of its own counts until a file that tests see is another one."""
+    meta(tmp_path, {"m.x_f__mutmut_1": 0, "m.x_f__mutmut_2": 33, "m.x_f__mutmut_3": 0, "m.x_f__mutmut_4": 1})
+    (tmp_path / "spec_tests").mkdir()
+    (tmp_path / "golden").mkdir()
+    source = tmp_path / "spec_tests" / "a.py"
+    source.write_text("a = 1", encoding="utf-8")
+    now = tool.digest(tmp_path)
+    lines = [[now, "m.x_f__mutmut_1", 1], ["other", "m.x_f__mutmut_3", 1], [now, "m.x_f__mutmut_2", 0]]
+    text = "\n".join(map(json.dumps, lines)) + '\n["' + now[:5]
+    (tmp_path / tool.AGAIN).write_text(text, encoding="utf-8")
+    assert tool.results(tmp_path) == {
+        "m.x_f__mutmut_1": 1,
+        "m.x_f__mutmut_2": 0,
+        "m.x_f__mutmut_3": 0,
+        "m.x_f__mutmut_4": 1,
+    }
+    # The list that the tool writes is read by no test of a mutant.
+    (tmp_path / "golden" / "mutants.csv").write_text("function", encoding="utf-8")
+    assert tool.digest(tmp_path) == now
+    source.write_text("a = 2", encoding="utf-8")
+    assert tool.decided(tmp_path) == {}
+
+
 def test_reasons_are_kept(tool: Any, tmp_path: Path) -> None:
     one, two = tool.Survivor("m.f", 'say("a, b")', "x"), tool.Survivor("m.g", "a", "b")
     path = tmp_path / "list.csv"
