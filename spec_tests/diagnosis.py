@@ -138,7 +138,7 @@ _SHAPES: tuple[dict[str, Any], ...] = (
     {"in_planes": 3, "out_planes": 3, "kernel_size": 3, "padding": 1, "output_size": (4, 6)},
     {"in_planes": 3, "out_planes": 2, "kernel_size": (3, 1), "padding": (1, 0), "output_size": (5, 4)},
 )
-_SIZES = ((3, 4, 6), (2, 5, 4), (3, 6, 5), (1, 4, 6), (2, 3, 3))
+_SIZES = ((3, 4, 6), (2, 5, 4), (3, 5, 6), (1, 4, 6), (2, 3, 3))
 _KINDS = (("near_eps", "near_eps"), ("distinct", "normal"))
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -235,6 +236,37 @@ def test_a_full_disk_leaves_the_old_files(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(OSError, match="No space left"):
         files.write_all(tmp_path, {"a": "new a", "b": "new b"})
     assert {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()} == {"a": "old a", "b": "old b"}
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 64 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = shutil.which("mount")
+    words = ["-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if mount is None or subprocess.run([mount, *words], capture_output=True, check=False).returncode:
+        pytest.skip("nobody may mount a small disk here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full(full: Path, tmp_path: Path) -> None:
+    """Old reports stay whole; the verdict reaches the terminal."""
+    (full / "r").mkdir()
+    (full / "r" / "report.html").write_text("old", encoding="utf-8")
+    runs = [[*RUNS[name], "--report", str(full / "r")] for name in ("passing", "structure")]
+    good, bad = mdnc_spec_many(runs, cwd=tmp_path)
+    assert "conforms: 2 clauses hold" in good.out
+    assert "does not conform: broken 2.6" in bad.out
+    for ended in (good, bad):
+        told = f"mdnc-spec: the report could not be written to {full / 'r'}: [Errno 28] No space left on device"
+        assert ended.err.strip() == told
+    assert (good.status, bad.status) == (3, 1)
+    assert {path.name: path.read_text(encoding="utf-8") for path in (full / "r").iterdir()} == {"report.html": "old"}
 
 
 SLOW = """
