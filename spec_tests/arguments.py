@@ -118,6 +118,23 @@ def _database(text: str) -> str:
     return text if "://" in text else str(Path(text).absolute())
 
 
+def _known_failures(command: argparse.ArgumentParser) -> None:
+    known = command.add_mutually_exclusive_group()
+    known.add_argument(
+        "--known-failures",
+        type=known_failures.argument,
+        metavar="FILE",
+        help="failures that are known, a line each: test id | clause | outcome | message prefix | link; the run fails "
+        "if it differs from them in any way",
+    )
+    known.add_argument(
+        "--write-known-failures",
+        type=known_failures.target,
+        metavar="FILE",
+        help="write such a file, in which the links are yours to fill in; those that FILE has are kept",
+    )
+
+
 def parser() -> argparse.ArgumentParser:
     top = Parser(prog="mdnc-spec", description="The executable specification of MDNC's BlockBottleneck2d.")
     top.add_argument("--version", action="version", version=f"mdnc-spec {__version__}")
@@ -214,20 +231,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="K/N",
         help="run the K-th of N parts of the tests; `mdnc-spec merge` makes one verdict of their reports",
     )
-    known = run.add_mutually_exclusive_group()
-    known.add_argument(
-        "--known-failures",
-        type=known_failures.argument,
-        metavar="FILE",
-        help="failures that are known, a line each: test id | clause | outcome | message prefix | link; the run fails "
-        "if it differs from them in any way",
-    )
-    known.add_argument(
-        "--write-known-failures",
-        type=known_failures.target,
-        metavar="FILE",
-        help="write such a file, in which the links are yours to fill in; those that FILE has are kept",
-    )
+    _known_failures(run)
     run.add_argument("-n", dest="workers", type=_workers, default=1, metavar="WORKERS", help="processes to use (1)")
     why = commands.add_parser(
         "diagnose",
@@ -277,6 +281,7 @@ def parser() -> argparse.ArgumentParser:
     table.add_argument("--report", type=_folder, metavar="DIR", help="write matrix.html and matrix.md into this folder")
     one.add_argument("--report", type=_folder, metavar="DIR", help="as for run: the files of the whole")
     one.add_argument("--unfolded", action="store_true", help="as for run")
+    _known_failures(one)
     listing = commands.add_parser(
         "list", help="print the clauses of the specification", description="Print the clauses of the specification."
     )

@@ -71,7 +71,7 @@ def _judge(options: argparse.Namespace) -> int:
 
     from spec_tests import campaign, plugin, seeding
     from spec_tests.report.model import Diagnosed, Report, now
-    from spec_tests.report.terminal import Live, Run, show, summary
+    from spec_tests.report.terminal import Live, Run, show
 
     started, clock = now(), monotonic()
     try:
@@ -140,9 +140,9 @@ def _judge(options: argparse.Namespace) -> int:
     except (BrokenPipeError, SystemExit):
         # rich leaves with 1 where the reader of a pipe went away; the status is to be that of the verdict.
         _drop_output()
-    status = compared.status(verdict) if compared is not None else verdict.exit_status()
+    compared = compared or known_failures.Compared()
     if options.report is None:
-        return status
+        return compared.status(verdict)
     report = Report(
         verdict,
         options.subject,
@@ -153,12 +153,9 @@ def _judge(options: argparse.Namespace) -> int:
         diagnosis=diagnosis,
         started=started.isoformat(timespec="seconds"),
         seconds=monotonic() - clock,
-        summary=(compared.summary(verdict) if compared is not None else "") or summary(verdict),
         command=shlex.join(["mdnc-spec", *options.given]),
-        known=tuple(compared.expected) if compared is not None else (),
-        status=status,
     )
-    return _write(report, options.report, console)
+    return _write(report.beside(compared), options.report, console)
 
 
 def _write(report: Report, folder: Path, console: Console) -> int:
@@ -275,9 +272,16 @@ def _merge(options: argparse.Namespace) -> int:
         print(f"mdnc-spec merge: {error}", file=sys.stderr)
         return NOT_JUDGED
     [report] = reports
+    if options.known_failures is None:
+        compared = known_failures.of_tests(report.verdict, report.known, report.differences)
+    else:
+        compared = known_failures.compare(options.known_failures, report.verdict)
+    report = report.beside(compared)
     told, console = report.diagnosis, Console(highlight=False)
     run = Run(report.subject, report.profile, report.seed, report.device)
-    show(report.verdict, run, console, told.lines, explained=told.explained, unfolded=options.unfolded)
+    show(report.verdict, run, console, told.lines, compared, told.explained, options.unfolded)
+    if options.write_known_failures:
+        console.print(known_failures.update(options.write_known_failures, report.verdict), markup=False, soft_wrap=True)
     return report.exit_status if options.report is None else _write(report, options.report, console)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from spec_tests.clauses import all_clauses
@@ -162,9 +162,19 @@ def compare(entries: Iterable[Known], verdict: Verdict) -> Compared:
     return found
 
 
+def of_tests(verdict: Verdict, tests: Iterable[str], differences: Iterable[str] = ()) -> Compared:
+    """What runs made of their file, in a report that only says which tests it knew, and what differed."""
+    known = set(tests)
+    link = "known to the run of the report"
+    expected = {failure.test: replace(failure, link=link) for failure in failures(verdict) if failure.test in known}
+    return Compared(expected, list(dict.fromkeys(differences)))
+
+
 def _absent(entry: Known, outcome: TestOutcome | None, verdict: Verdict) -> str:
     """What is to be said of an entry whose test did not fail; nothing where the run left it out."""
     where = f"line {entry.line}: {entry.test}"
+    if outcome is None and verdict.shard:
+        return ""
     if entry.test == CONDUCT and not verdict.interrupted and not verdict.stopped:
         return f"unexpected pass, {where}: the port ended as it must; remove the line"
     if outcome is not None and outcome.status == "passed":
@@ -224,7 +234,8 @@ def write(path: Path, verdict: Verdict, before: Sequence[Known] = ()) -> int:
             entries[failure.test] = Known(failure.test, failure.clause, failure.outcome, short, link)
     ran = {outcome.test for outcome in verdict.outcomes}
     for entry in known.values():
-        if entry.test not in ran and entry.test != CONDUCT and entry.clause not in verdict.selected:
+        left_out = verdict.shard or (entry.test != CONDUCT and entry.clause not in verdict.selected)
+        if entry.test not in ran and left_out:
             entries.setdefault(entry.test, entry)
     text = HEADER + "".join(f"{entry}\n" for entry in entries.values())
     scratch = path.with_name(f".{path.name}.{os.getpid()}")

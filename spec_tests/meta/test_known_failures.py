@@ -100,6 +100,10 @@ LOST = outcome("t::lost", "4.3", "unsupported", missing="backward")
         (verdict(GOOD, selected=("1.1", "4.2"), stopped=True), [known()], 3, None),
         (verdict(GOOD, selected=("1.1", "4.2"), interrupted=True), [known()], 130, []),
         (verdict(GOOD, BAD, stopped=True), [known()], 1, []),
+        # A shard says nothing of the tests of the others, nor of how their ports end.
+        (verdict(GOOD, selected=("1.1", "4.2"), shard=True), [known()], 0, []),
+        (verdict(GOOD, shard=True), [known(CONDUCT, CONDUCT)], 0, []),
+        (verdict(GOOD, shard=True), [known("t::good", "1.1")], 1, ["unexpected pass"]),
         # Advice decides nothing, listed or not.
         (verdict(GOOD, outcome("t::s", ADVICE, "failed")), [], 0, []),
         (verdict(GOOD, outcome("t::s", ADVICE, "failed")), [known("t::s", ADVICE)], 0, []),
@@ -188,6 +192,9 @@ def test_writing_again_keeps_what_was_said(tmp_path: Path) -> None:
     assert (again["t::a"].message, again["t::a"].link) == ("the output", LINK)
     assert again["t::b"].link == f"{LINK}2"
     assert (again["t::c"].message, again["t::c"].link) == ("the output: 0.0 at [0]", f"{LINK}4")
+    path.write_text(path.read_text(encoding="utf-8") + f"{known(CONDUCT, CONDUCT)}\n", encoding="utf-8")
+    update(path, verdict(GOOD, selected=("1.1", "4.2", "4.3"), shard=True))
+    assert {entry.test for entry in read(path)} == {"t::a", "t::b", "t::c", CONDUCT}
     before = path.read_bytes()
     for fact in ("interrupted", "stopped"):
         assert "was not written" in update(
@@ -298,3 +305,53 @@ def test_runs(tmp_path: Path) -> None:
     assert "KNOWN FAILURES unexpected failure: conduct (conduct): it exited with status 1" in conduct.out
     assert elsewhere.status == 0
     assert elsewhere.out.rstrip().endswith("conforms: 1 clauses hold, 684 checks")
+
+
+@pytest.mark.slow
+def test_shards(tmp_path: Path) -> None:
+    """What the shards knew, the whole knows; a file that is given to `merge` is held against the whole."""
+    path = tmp_path / "known.txt"
+    chosen = (
+        "--subject",
+        port("has-zeros"),
+        "--profile",
+        "smoke",
+        "--no-diagnosis",
+        "--clause",
+        "4.2",
+        "--clause",
+        "1",
+    )
+    mdnc_spec("run", *chosen, "--write-known-failures", str(path), cwd=tmp_path)
+    path.write_text(path.read_text(encoding="utf-8").rstrip() + f" {LINK}\n", encoding="utf-8")
+    listed = ("--known-failures", str(path))
+    shards = [["run", *chosen, *listed, "--shard", f"{n}/2", "--report", f"shard {n}"] for n in (1, 2)]
+    for ended in mdnc_spec_many(shards, cwd=tmp_path):
+        assert ended.status == 0, ended.out + ended.err
+    folders = ("shard 1", "shard 2")
+    wrong = tmp_path / "wrong.txt"
+    none = "chapters/test_ch01_arguments.py::test_none | 1.1 | failed | x | y"
+    wrong.write_text(f"{path.read_text(encoding='utf-8')}{none}\n", encoding="utf-8")
+    whole, given, other, row = mdnc_spec_many(
+        [
+            ["merge", *folders, "--report", "whole"],
+            ["merge", *folders, *listed],
+            ["merge", *folders, "--known-failures", str(wrong), "--report", "other"],
+            ["matrix", *folders],
+        ],
+        cwd=tmp_path,
+    )
+    for ended in (whole, given):
+        assert ended.status == 0, ended.out + ended.err
+        assert "KNOWN 4.2 chapters/" in ended.out
+        assert "conforms except 1 known failure (4.2): " in ended.out
+    assert LINK in given.out
+    assert other.status == 1
+    complaint = "matches nothing, line 4: chapters/test_ch01_arguments.py::test_none: the suite has no such test for"
+    assert f"KNOWN FAILURES {complaint} clause 1.1; remove the line" in other.out
+    for file in ("report.json", "report.html", "report.md"):
+        assert complaint in (tmp_path / "other" / file).read_text(encoding="utf-8")
+        assert complaint not in (tmp_path / "whole" / file).read_text(encoding="utf-8")
+    # A report that is merged again says of itself what it said.
+    assert mdnc_spec("matrix", "other", cwd=tmp_path).status == 1
+    assert row.status == 0, row.out + row.err

@@ -8,13 +8,14 @@ import json
 import math
 import platform
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from spec_tests import __version__
+from spec_tests import __version__, known_failures
 from spec_tests.clauses import SPEC, all_chapters, all_clauses, sort_key
+from spec_tests.known_failures import Compared
 from spec_tests.report.folding import Cause, causes, reason
 from spec_tests.verdict import BROKEN, CONFORMS, INTERRUPTED, NOT_JUDGED, PARTIAL, TestOutcome, Verdict
 
@@ -67,7 +68,8 @@ class Report:
     """A run and its verdict.
 
     `clauses` are those that were asked for (none: all); `shard` is (number, of how many) of a run that is a part of
-    another; `seconds` how long it took; `known` are tests whose failures a file says are known.
+    another; `seconds` how long it took; `known` are tests whose failures a file says are known, `differences` what
+    else it says that is not so.
     """
 
     verdict: Verdict
@@ -84,6 +86,7 @@ class Report:
     summary: str = ""
     command: str = ""
     known: tuple[str, ...] = ()
+    differences: tuple[str, ...] = ()
     status: int | None = None
 
     @property
@@ -97,6 +100,18 @@ class Report:
     @property
     def word(self) -> str:
         return WORDS[self.exit_status]
+
+    def beside(self, compared: Compared) -> Report:
+        """The report with what a file of known failures makes of it."""
+        from spec_tests.report.terminal import summary
+
+        return replace(
+            self,
+            summary=compared.summary(self.verdict) or summary(self.verdict),
+            known=tuple(sorted(compared.expected)),
+            differences=tuple(compared.differences),
+            status=compared.status(self.verdict),
+        )
 
     def causes(self) -> list[Cause]:
         return causes(self.verdict, self.diagnosis.explained, self.known)
@@ -135,6 +150,7 @@ class Report:
             "troubles": verdict.troubles,
             "conduct": verdict.conduct,
             "known": sorted(self.known),
+            "differences": list(self.differences),
             "diagnosis": diagnosis,
             "exit_status": self.exit_status,
             "verdict": self.word,
@@ -176,6 +192,7 @@ class Report:
             data["summary"],
             data["command"],
             tuple(data["known"]),
+            tuple(data["differences"]),
             data["exit_status"],
         )
 
@@ -314,11 +331,10 @@ def merged(reports: Sequence[Report]) -> list[Report]:
 
 
 def _merged(parts: Sequence[Report]) -> Report:
-    from spec_tests.report.terminal import summary
-
     verdict, first = merge(parts), parts[0]
+    known = {test for part in parts for test in part.known}
     told = next((part.diagnosis for part in parts if part.diagnosis.lines), Diagnosed())
-    return Report(
+    whole = Report(
         verdict,
         first.subject,
         first.profile,
@@ -330,7 +346,6 @@ def _merged(parts: Sequence[Report]) -> Report:
         sum(part.seconds for part in parts),
         first.versions,
         first.specification,
-        summary(verdict),
-        first.command,
-        tuple(sorted({test for part in parts for test in part.known})),
+        command=first.command,
     )
+    return whole.beside(known_failures.of_tests(verdict, known, (d for part in parts for d in part.differences)))
