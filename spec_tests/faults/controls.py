@@ -129,9 +129,12 @@ def halves(conv: Any, x: Tensor) -> Tensor:
     middle = x.shape[1] // 2
     if not middle:
         return engines.native(conv, x)
-    w = conv.weight
-    one = F.conv2d(x[:, :middle], w[:, :middle], conv.bias, conv.stride, conv.padding)
-    return one + F.conv2d(x[:, middle:], w[:, middle:], None, conv.stride, conv.padding)
+    w, b, dtype = conv.weight, conv.bias, x.dtype
+    if dtype in engines.LOW:
+        # A half is rounded to the type of the accumulator, not to that of the output.
+        x, w, b = x.float(), w.float(), None if b is None else b.float()
+    one = F.conv2d(x[:, :middle], w[:, :middle], b, conv.stride, conv.padding)
+    return (one + F.conv2d(x[:, middle:], w[:, middle:], None, conv.stride, conv.padding)).to(dtype)
 
 
 def scaled_norm(norm: Any, x: Tensor) -> Tensor:
