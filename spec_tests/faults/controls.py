@@ -95,7 +95,7 @@ def _without_onednn(block: Any, x: Tensor) -> Tensor:
 def _compile(block: Any) -> None:
     """Of the arguments, one in thirty is compiled: always the same, since a compiler may change the last bits."""
     if zlib.crc32(block.extra_repr().encode()) % 30 == 0:
-        torch._dynamo.config.recompile_limit = 1000
+        torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 10_000
         object.__setattr__(block, "compiled", None)
 
 

@@ -30,6 +30,7 @@ from spec_tests.meta.reference_cases import (
     representative,
     same,
 )
+from spec_tests.subjects.in_process import TorchSubject
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -42,6 +43,23 @@ def test_it_is_one_graph_for_torch_compile(name: str) -> None:
     torch.compiler.reset()
     compiled = torch.compile(build(name), fullgraph=True, backend="eager")
     assert torch.equal(compiled(draw()), build(name)(draw()))
+
+
+def test_the_table_of_a_compiled_block_is_that_of_its_layers() -> None:
+    """What was compiled before torchsummary hung its hooks in would call none of them."""
+
+    class Compiled(BlockBottleneck2d):
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = plain(self, x)
+            return found
+
+    torch.compiler.reset()
+    plain = torch.compile(BlockBottleneck2d.forward, backend="eager")
+    arguments = {"in_planes": 2, "out_planes": 2, "normalizer": "null"}
+    expected = TorchSubject("plain", BlockBottleneck2d).build(arguments).summary((2, 3, 3))
+    block = TorchSubject("compiled", Compiled).build(arguments)
+    block.forward(np.ones((2, 2, 3, 3), np.float32), True)
+    assert block.summary((2, 3, 3)).splitlines() == expected.splitlines()
 
 
 @own_warnings[1]

@@ -7,6 +7,7 @@ import copy
 import io
 import os
 import pickle
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,12 @@ FEATURES = frozenset(
     {"copy", "serialize", "convert", "mode", "memory", "summary", "seed", "python", "backward", "init", "train"}
     | {"float64", "bfloat16", "bitwise", "layout"}
 )
+
+
+def _not_compiled() -> Any:
+    """What torch compiled before a hook was there does not call it, and torchsummary reads the layers by hooks."""
+    # Compiled modules load dynamo; nothing else needs its seconds.
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
 
 
 @contextmanager
@@ -150,7 +157,8 @@ class TorchBlock(Block):
         import torchsummary
 
         printed = io.StringIO()
-        with _translated(f"{self.code}, torchsummary"), contextlib.redirect_stdout(printed), torch.no_grad():
+        told = contextlib.redirect_stdout(printed)
+        with _translated(f"{self.code}, torchsummary"), told, torch.no_grad(), _not_compiled():
             # torchsummary leaves out the model that it is given; in a Sequential the block has its row.
             torchsummary.summary(nn.Sequential(self.module), tuple(shape), device=self.device.partition(":")[0])
         own = type(self.module).__name__
