@@ -362,6 +362,17 @@ def test_a_nan_that_is_swallowed_is_caught() -> None:
     assert np.isnan(verdict.first.value)
 
 
+@pytest.mark.parametrize(
+    ("rules", "claimed"), [(Rules(), True), (Rules(eps=1e-3), False), (Rules(momentum=0.01), False)]
+)
+def test_of_a_nan_only_the_specification_claims_something(rules: Rules, claimed: bool) -> None:
+    config = BlockConfig.of(2, 2, normalizer="batch", activator="relu")
+    state, x, _ = drawn(config, (2, 2, 4, 4), 3)
+    x[0, 0, 1, 1] = np.nan
+    y = forward(config, state, x, training=False, rules=rules).y
+    assert (np.isnan(y.value) & (y.bound == 0)).any() == claimed
+
+
 def test_a_scale_that_vanishes_in_the_affine_form() -> None:
     """The form x (g r) + (b - mu g r) is admitted; in it a small g r may be flushed to zero."""
     config = BlockConfig.of(1, 1, kernel_size=1, padding=0, normalizer="batch", activator="null", layer_order="old")

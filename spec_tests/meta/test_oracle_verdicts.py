@@ -10,12 +10,31 @@ from spec_tests.config import BlockConfig
 from spec_tests.generators import INPUT_KINDS, STATE_KINDS, draw_input, draw_state, representable
 from spec_tests.meta.test_oracle import drawn
 from spec_tests.oracle import (
+    BFLOAT16,
+    FLOAT16,
+    FLOAT32,
+    FLOAT32_STRICT,
+    TF32,
+    Arith,
     Bounded,
     forward,
     judge,
     suspects,
     vjp,
 )
+
+# ------------------------------------------------------------------ formats
+
+
+@pytest.mark.parametrize("arith", [FLOAT32, FLOAT32_STRICT, TF32, BFLOAT16, FLOAT16], ids=lambda arith: arith.name)
+def test_sums_are_those_of_float32(arith: Arith) -> None:
+    single = np.finfo(np.float32)
+    assert (arith.u, arith.tiny, arith.largest) == (single.eps / 2, single.tiny, single.max)
+    stored = np.finfo(np.float16) if arith is FLOAT16 else single
+    assert arith.storage_tiny == stored.tiny
+    if arith is not BFLOAT16:
+        assert arith.storage_largest == stored.max
+
 
 # ------------------------------------------------------------------ verdicts
 

@@ -239,6 +239,13 @@ def test_the_summary_is_the_documented_table(name: str, capsys: pytest.CaptureFi
     assert capsys.readouterr().out == documented_table(name)
 
 
+def test_the_summary_is_made_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also beside a GPU, which torchsummary would take by itself."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "FloatTensor", None)
+    assert summary(BlockBottleneck2d(1, 1, normalizer="null", activator="null"), (1, 3, 3)) == (14, 14)
+
+
 def test_the_summary_counts_what_is_trainable(capsys: pytest.CaptureFixture[str]) -> None:
     block = BlockBottleneck2d(**DOCUMENTED["down"][0])
     block.conv3.requires_grad_(False)
