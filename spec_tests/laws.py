@@ -37,6 +37,11 @@ def identity_kernel(weight: Array) -> Array:
     return found
 
 
+def only_conv1(config: BlockConfig, state: State) -> State:
+    """`conv2` and `conv3` pass on what they get; a projection gives zeros."""
+    return without_projection(config, _edited(state, _convolutions(config, ("conv2", "conv3")), identity_kernel))
+
+
 def only_conv2(config: BlockConfig, state: State) -> State:
     """`conv1` and `conv3` pass on what they get; a projection gives zeros."""
     return without_projection(config, _edited(state, _convolutions(config, ("conv1", "conv3")), identity_kernel))

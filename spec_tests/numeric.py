@@ -16,7 +16,7 @@ from spec_tests import compare
 from spec_tests.compare import Example, NonConformance, Tensor
 from spec_tests.config import ACTIVATORS, LAYER_ORDERS, NORMALIZERS, BlockConfig, render_call
 from spec_tests.generators import draw_input, draw_state, representable
-from spec_tests.laws import Law, unchanged
+from spec_tests.laws import Edit, Law, unchanged
 from spec_tests.oracle import (
     BFLOAT16,
     FLOAT16,
@@ -141,6 +141,11 @@ def rotation(seed: int, **fixed: str) -> Iterator[dict[str, str]]:
         yield {"normalizer": normalizer, "activator": activator, "layer_order": order, **fixed}
 
 
+def edited_by(edit: Edit) -> str:
+    """The note of an example whose state is edited."""
+    return "" if edit is unchanged else f"state edited by laws.{edit.__name__}"
+
+
 def law_examples(
     law: Law, scaler: str, drawn: Numeric, modes: tuple[bool, ...]
 ) -> Iterator[tuple[Numeric, dict[str, Array], str]]:
@@ -148,7 +153,7 @@ def law_examples(
 
     Its arguments are fixed, its state is edited, and a note says how.
     """
-    note = "" if law.edit is unchanged else f"state edited by laws.{law.edit.__name__}"
+    note = edited_by(law.edit)
     for arguments in law.combinations():
         for training in law.modes if arguments["scaler"] == scaler else ():
             if training not in modes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
 
@@ -13,22 +14,24 @@ from hypothesis import strategies as st
 from spec_tests.compare import Thin, focused, holds
 from spec_tests.config import NAMED_VALUES, BlockConfig
 from spec_tests.enumeration import DOCUMENTED, enumerated, named_values
-from spec_tests.laws import VALUE_LAWS, Law
-from spec_tests.numeric import Numeric, count, grade, law_examples, named, numerics, within
-from spec_tests.subjects.base import Subject
+from spec_tests.laws import VALUE_LAWS, Law, only_conv1, only_shortcut
+from spec_tests.numeric import Numeric, count, edited_by, grade, law_examples, named, numerics, within
+from spec_tests.subjects.base import Array, Subject
 from spec_tests.vectors import Vector, vectors
 
 by_norm = pytest.mark.parametrize("normalizer", NAMED_VALUES["normalizer"])
 by_scaler = pytest.mark.parametrize("scaler", NAMED_VALUES["scaler"])
 
 
-def judge(subject: Subject, clause: str, numeric: Numeric) -> None:
-    """Run one example and check its output."""
+def judge(
+    subject: Subject, clause: str, numeric: Numeric, state: Mapping[str, Array] | None = None, note: str = ""
+) -> None:
+    """Run one example, with its own state or with `state`, and check its output."""
     if not numeric.config.takes(numeric.shape, numeric.training):
         return
-    run = numeric.expected()
-    y = numeric.built(subject).forward(numeric.x(), numeric.training)
-    within(clause, "the output", y, run.y, numeric.example(), run)
+    run = numeric.expected(state)
+    y = numeric.built(subject, state).forward(numeric.x(), numeric.training)
+    within(clause, "the output", y, run.y, numeric.example(note), run)
 
 
 @pytest.mark.clause("4.1")
@@ -88,9 +91,7 @@ def test_law(subject: Subject, law: Law, data: st.DataObject) -> None:
     drawn: dict[str, Numeric] = {scaler: data.draw(numerics(scaler)) for scaler in scalers}
     for scaler in scalers:
         for numeric, state, note in focused(law_examples(law, scaler, drawn[scaler], subject.modes), scaler):
-            run = numeric.expected(state)
-            y = numeric.built(subject, state).forward(numeric.x(), numeric.training)
-            within(law.clause, "the output", y, run.y, numeric.example(note), run)
+            judge(subject, law.clause, numeric, state, note)
 
 
 @pytest.mark.clause("4.20")
@@ -110,6 +111,16 @@ def test_float64(subject: Subject, data: st.DataObject) -> None:
         numeric = replace(data.draw(numerics(scaler)), dtype="float64")
         for normalizer, training in product(NAMED_VALUES["normalizer"], subject.modes):
             judge(subject, "4.1", named(numeric, training, normalizer=normalizer))
+
+
+@pytest.mark.clause("4.1")
+@pytest.mark.needs("bfloat16")
+def test_bfloat16_sums(subject: Subject, thin: Thin) -> None:
+    """One convolution alone in bfloat16: behind another one, a rounded partial sum looks like a rounded input."""
+    for seed, (edit, scaler) in thin(enumerate(product((only_shortcut, only_conv1), NAMED_VALUES["scaler"]))):
+        config = BlockConfig.of(6, 5, kernel_size=3, padding=1, normalizer="null", activator="null", scaler=scaler)
+        numeric = Numeric(config, (3, 6, 7, 8), seed=seed, training=False, dtype="bfloat16")
+        judge(subject, "4.1", numeric, edit(config, numeric.state()), edited_by(edit))
 
 
 @pytest.mark.clause("4.1")

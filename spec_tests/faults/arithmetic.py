@@ -51,6 +51,15 @@ def rounded_sum(conv: Any, x: Tensor) -> Tensor:
     return y.half().to(y.dtype) if y.dtype == torch.float32 else y
 
 
+def rounded_halves(conv: Any, x: Tensor) -> Tensor:
+    """The sums over the two halves of the input channels are rounded to bfloat16, then added."""
+    middle = x.shape[1] // 2
+    if not middle or x.dtype != torch.bfloat16:
+        return engines.native(conv, x)
+    one = F.conv2d(x[:, :middle], conv.weight[:, :middle], conv.bias, conv.stride, conv.padding)
+    return one + F.conv2d(x[:, middle:], conv.weight[:, middle:], None, conv.stride, conv.padding)
+
+
 def fast_root(norm: Any, x: Tensor) -> Tensor:
     """1/√ to 12 bits, as the instruction of a processor gives it."""
     y = engines.native(norm, x)
@@ -115,6 +124,14 @@ FAULTS = (
         "4.1",
         "bfloat16",
         forward=_bfloat16_sums,
+    ),
+    fault(
+        "bfloat16_partial_sums",
+        "partial sums of a convolution are rounded to bfloat16",
+        "allow_bf16_reduced_precision_reduction, on by default on a GPU",
+        "4.1",
+        "bfloat16",
+        patch=lambda block: instead(convolutions(block), rounded_halves),
     ),
     fault(
         "float16_products",
