@@ -33,7 +33,8 @@ from spec_tests.oracle import (
     judge,
     vjp,
 )
-from spec_tests.oracle.norm import moments, normalize
+from spec_tests.oracle.conv import convolve
+from spec_tests.oracle.norm import given_moments, moments, normalize
 from spec_tests.oracle.upsample import aligned_corners, resample
 
 # FLOAT64 allows coordinates in float32, torch has them in float64.
@@ -235,6 +236,30 @@ def test_overflow_makes_no_claim() -> None:
     expected = forward(config, state, x, training=True)
     assert np.isinf(expected.y.bound).all()
     assert judge(np.full(expected.y.shape, np.nan), expected.y).ok
+
+
+def test_sums_that_may_overflow_make_no_claim() -> None:
+    """Terms that cancel in the end, but are more than the largest number on the way there."""
+    x = np.full((1, 2, 1, 1), 0.75 * FLOAT32.largest)
+    w = np.array([1.0, -1.0]).reshape(1, 2, 1, 1)
+    assert np.isinf(convolve(Bounded.exact(x), w, None, (1, 1), (0, 0), FLOAT32).bound).all()
+    assert np.isfinite(convolve(Bounded.exact(x / 2), w, None, (1, 1), (0, 0), FLOAT32).bound).all()
+
+
+@pytest.mark.parametrize(("share", "claimed"), [(2.5, True), (1.5, False)])
+def test_squares_that_may_overflow_make_no_claim(share: float, claimed: bool) -> None:
+    """Up to twice the sum of the squares stands in a variance."""
+    n = 12
+    x = Bounded.exact(np.sqrt(FLOAT32.largest / (share * n)) * (-1.0) ** np.arange(n).reshape(1, 1, 1, n))
+    assert np.isfinite(moments(x, (2, 3), FLOAT32).variance.bound).all() == claimed
+
+
+def test_a_root_that_eps_is_added_to_may_be_far_smaller() -> None:
+    """With σ + ε for √(σ² + ε), and a variance of 1e-12 that may be as large as 1e-8 and a little."""
+    eps, one = 1e-5, np.ones((1, 1, 1, 1))
+    given = given_moments(Bounded.exact(one), Bounded.exact(0 * one), Bounded(1e-12 * one, 1e-8 * one))
+    hat, _ = normalize(Bounded.exact(one), None, None, eps, given, FLOAT32, eps_outside=True)
+    assert judge(one / (np.sqrt(1e-8 + 1e-12) + eps), hat).ratio == pytest.approx(1, rel=1e-5)
 
 
 def test_ties_admit_every_slope_of_the_hull() -> None:

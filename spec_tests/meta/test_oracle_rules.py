@@ -62,6 +62,12 @@ def test_a_slice_has_a_name() -> None:
     assert found == (MapStep("in_node slice", "slice", (2, 3)),)
 
 
+def test_what_is_read_in_another_way_is_read_first() -> None:
+    found = plan(BlockConfig.of(2, 2, stride=(2, 3)), Rules(shortcut_reading="average")).shortcut
+    assert found[0] == MapStep("in_node reading", "average", (2, 3))
+    assert [step.stride for step in found if isinstance(step, ConvStep)] == [(1, 1)]
+
+
 def test_what_is_padded_first_is_padded_once() -> None:
     """The padding has a step of its own, with a name for the reader of a diagnosis; the convolution has none left."""
     found = plan(BlockConfig.of(2, 2, kernel_size=(3, 5), padding=(1, 2)), Rules(padding_place="norm"))

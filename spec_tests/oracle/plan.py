@@ -75,9 +75,8 @@ def _steps(layer: Layer, config: BlockConfig, rules: Rules) -> list[Step]:
         return _activation(layer, config, rules)
     found = _convolution(layer, config, rules)
     if config.activator == "null" and rules.null_activator == "relu" and not shortcut:
-        # Where the activation of this order would stand: before the convolution, or behind the norm.
-        extra = FixedActStep(f"{layer.branch} activation", "relu")
-        found = [extra, *found] if config.pre_activated else [*found, extra]
+        # `_ordered` puts it where the activation of this order would stand.
+        found.append(FixedActStep(f"{layer.branch} activation", "relu"))
     return found
 
 
@@ -144,8 +143,7 @@ def _ordered(steps: list[Step], config: BlockConfig, rules: Rules) -> list[Step]
         order = rules.null_order if config.layer_order == "new" else "conv act"
     else:
         order = rules.new_order if config.layer_order == "new" else rules.old_order
-    kept = "conv act" if config.normalizer == "null" else "norm act conv" if config.pre_activated else "conv norm act"
-    if (order.index("conv") == 0) != (kept.index("conv") == 0) and config.in_planes != config.out_planes:
+    if order.startswith("conv") == config.pre_activated and config.in_planes != config.out_planes:
         raise NotApplicable("the norm or activation of conv3 has another width on the other side of its convolution")
     places = {"before_conv": "up conv", "last": "conv up"}.get(rules.upsampling_place)
     order = f"up {order}" if places is None else order.replace("conv", places)
