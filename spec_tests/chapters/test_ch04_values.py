@@ -124,6 +124,16 @@ def test_bfloat16_sums(subject: Subject, thin: Thin) -> None:
 
 
 @pytest.mark.clause("4.1")
+@pytest.mark.needs("bfloat16", "train")
+@pytest.mark.parametrize("normalizer", ["batch", "inst", "pinst"])
+def test_bfloat16_statistics(subject: Subject, normalizer: str) -> None:
+    """The projection's norm in bfloat16, over so many elements that a sum kept in bfloat16 stops growing."""
+    config = BlockConfig.of(2, 3, kernel_size=3, padding=1, normalizer=normalizer, activator="null")
+    numeric = Numeric(config, (2, 2, 24, 25), dtype="bfloat16")
+    judge(subject, "4.1", numeric, only_shortcut(config, numeric.state()), edited_by(only_shortcut))
+
+
+@pytest.mark.clause("4.1")
 @pytest.mark.needs("bfloat16")
 @given(data=st.data())
 def test_bfloat16(subject: Subject, data: st.DataObject) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mdnc.modules.resnet import BlockBottleneck2d as Block
@@ -58,6 +58,27 @@ def rounded_halves(conv: Any, x: Tensor) -> Tensor:
         return engines.native(conv, x)
     one = F.conv2d(x[:, :middle], conv.weight[:, :middle], conv.bias, conv.stride, conv.padding)
     return one + F.conv2d(x[:, middle:], conv.weight[:, middle:], None, conv.stride, conv.padding)
+
+
+def _one_by_one(x: Tensor) -> Tensor:
+    """The sum of the last axis in the type of x, after each element rounded to it."""
+    total = torch.zeros_like(x[..., :1])
+    for part in x.split(1, -1):
+        total = total + part
+    return total
+
+
+def sums_in_bfloat16(norm: Any, x: Tensor) -> Tensor:
+    """Mean and variance come from sums that are kept in bfloat16."""
+    y = engines.native(norm, x)
+    batch = isinstance(norm, nn.BatchNorm2d)
+    if x.dtype != torch.bfloat16 or (batch and not norm.training):
+        return y
+    rows = x.transpose(0, 1).flatten(1) if batch else x.flatten(2)
+    mean = _one_by_one(rows) / rows.shape[-1]
+    variance = _one_by_one((rows - mean) ** 2) / rows.shape[-1]
+    mean, variance = (t[None, ..., None] if batch else t[..., None] for t in (mean, variance))
+    return engines.affine(norm, (x - mean) / (variance + norm.eps).sqrt(), "scale_shift")
 
 
 def fast_root(norm: Any, x: Tensor) -> Tensor:
@@ -132,6 +153,14 @@ FAULTS = (
         "4.1",
         "bfloat16",
         patch=lambda block: instead(convolutions(block), rounded_halves),
+    ),
+    fault(
+        "bfloat16_statistics",
+        "the sums behind mean and variance are kept in bfloat16",
+        "statistics by hand, without a float32 accumulator",
+        "4.1",
+        "bfloat16 training",
+        patch=lambda block: instead(norms(block), sums_in_bfloat16),
     ),
     fault(
         "float16_products",
