@@ -114,6 +114,16 @@ FRAMEWORK_FREE = ("clauses", "compare", "config", "verdict", "imports", "traceab
 
 
 @nox.session(default=False)
+def oldest(session: nox.Session) -> None:
+    """Judge the reference with the oldest releases that pyproject.toml admits (arguments go to `mdnc-spec run`)."""
+    project = PYPROJECT["project"]
+    requirements = (*project["dependencies"], *project["optional-dependencies"]["torch"])
+    session.install(*(requirement.replace(">=", "==") for requirement in requirements))
+    session.install("--no-deps", "-e", ".")
+    session.run("mdnc-spec", "run", "--subject", REFERENCE, *session.posargs)
+
+
+@nox.session(default=False)
 def oracle(session: nox.Session) -> None:
     """Check the oracle's bounds on correct implementations, and their power on wrong rules (minutes)."""
     install(session)
