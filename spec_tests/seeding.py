@@ -13,7 +13,6 @@ from typing import Any
 
 import hypothesis
 from hypothesis.database import DirectoryBasedExampleDatabase, ExampleDatabase
-from hypothesis.internal.conjecture import providers
 
 REDIS = ("redis://", "rediss://", "unix://")
 PREFIX = b"mdnc-spec:"
@@ -69,5 +68,9 @@ def without_local_constants() -> None:
 
     There is no public setting for it. With a Hypothesis that has no such function, examples vary as said above.
     """
+    try:
+        from hypothesis.internal.conjecture import providers
+    except ImportError:
+        return
     if hasattr(providers, "_get_local_constants"):
         providers._get_local_constants = lambda: providers._local_constants

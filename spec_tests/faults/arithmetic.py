@@ -63,8 +63,8 @@ def rounded_halves(conv: Any, x: Tensor) -> Tensor:
 def _one_by_one(x: Tensor) -> Tensor:
     """The sum of the last axis in the type of x, after each element rounded to it."""
     total = torch.zeros_like(x[..., :1])
-    for part in x.split(1, -1):
-        total = total + part
+    for i in range(x.shape[-1]):
+        total = total + x[..., i : i + 1]
     return total
 
 

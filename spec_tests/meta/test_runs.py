@@ -13,9 +13,13 @@ import sys
 import time
 import uuid
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from hypothesis.internal.conjecture import providers
 
+from spec_tests import seeding
 from spec_tests.meta.processes import REFERENCE, ROOT, environment, mdnc_spec, mdnc_spec_many, python, run_arguments
 
 # A module in the user's own directory, once right and once with another default.
@@ -191,6 +195,15 @@ def test_loaded_modules_change_no_example(tmp_path: Path, quiet: bool) -> None:
     plain, loaded = (python("-c", first + code, cwd=tmp_path) for first in ("", "import numbers_only\n"))
     assert plain.status == loaded.status == 0, plain.err
     assert (plain.out == loaded.out) is quiet
+
+
+@pytest.mark.parametrize("inside", [None, SimpleNamespace(), SimpleNamespace(providers=SimpleNamespace())])
+def test_another_hypothesis_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch, inside: Any) -> None:
+    """What is taken from Hypothesis's inside may move."""
+    before = str(inside), providers._get_local_constants
+    monkeypatch.setitem(sys.modules, "hypothesis.internal.conjecture", inside)
+    seeding.without_local_constants()
+    assert (str(inside), providers._get_local_constants) == before
 
 
 @pytest.mark.slow
