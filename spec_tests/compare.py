@@ -28,6 +28,8 @@ STRICT = [0, 0]
 
 # Which item of its enumeration a test is at; what is left of it after a failure.
 _AT: dict[str, int] = {}
+# How the code of an example loads the implementation under test; the plugin writes it.
+SUBJECT = ["load_subject('SUBJECT')"]
 # 1, or in the smoke profile the step by which enumerations are sampled; and the number of enumerations begun.
 SAMPLE_STEP = [1]
 _TURN = [0]
@@ -74,10 +76,14 @@ class Thin(Protocol):
 
 @dataclass(frozen=True)
 class Example:
-    """What was run: the arguments of the block, and the call if there was one."""
+    """What was run: the arguments of the block, and the call if there was one.
+
+    `script` is code of its own, for a call whose numbers matter; it runs as it stands.
+    """
 
     arguments: Mapping[str, Any]
     call: str = ""
+    script: str = ""
 
     @classmethod
     def of(cls, config: BlockConfig, shape: Sequence[int] | None = None, note: str = "") -> Example:
@@ -86,6 +92,8 @@ class Example:
 
     def code(self) -> str:
         """The example as code that can be pasted."""
+        if self.script:
+            return f"# {render_call(self.arguments)}{self.call}\n{self.script}"
         lines = [f"block = {render_call(self.arguments)}"]
         if self.call:
             lines.append(self.call)

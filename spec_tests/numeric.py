@@ -75,16 +75,35 @@ class Numeric:
         """A new array with the gradient that arrives at the output: standard normal numbers."""
         return np.array(self._drawn()[2])
 
-    def example(self, note: str = "") -> Example:
-        """Code that makes the very same numbers."""
+    def code(self) -> str:
+        """The expression that makes it again."""
         config = render_call(self.config.arguments(), "BlockConfig.of")
         kinds = f"{self.shape}, {self.state_kind!r}, {self.input_kind!r}, {self.seed}, {self.training}, {self.dtype!r}"
-        lines = [
+        return f"Numeric({config}, {kinds})"
+
+    def example(
+        self, note: str = "", *, edit: Edit = unchanged, x: str = "x = case.x()", backward: bool = False
+    ) -> Example:
+        """Code that makes the same call: its state edited by a function of `laws`, its input made by the code `x`."""
+        state = "" if edit is unchanged else f"laws.{edit.__name__}(case.config, case.state())"
+        call = "gradients = block.backward(x, case.dy()" if backward else "y = block.forward(x"
+        return self.script([f"{x}; {call}, case.training)"], note, state)
+
+    def script(self, lines: Sequence[str], note: str = "", state: str = "") -> Example:
+        """Code that runs `lines` on the subject's block with this case's state, or the one that the code `state` makes.
+
+        In it, `case` is this one, and `laws` is there if the code of the state uses it.
+        """
+        laws = "; from spec_tests import laws" if "laws." in state else ""
+        code = [
             "from spec_tests.config import BlockConfig; from spec_tests.numeric import Numeric",
-            f"case = Numeric({config}, {kinds})",
-            "block.load(case.state()); y = block(case.x())  # " + ("training" if self.training else "evaluation"),
+            f"from spec_tests.subjects import load_subject{laws}",
+            f"case = {self.code()}",
+            f"block = case.built({compare.SUBJECT[0]}{state and f', {state}'})",
+            *lines,
         ]
-        return Example(self.config.arguments(), "\n".join(lines) + (f", {note}" if note else ""))
+        mode = " in training" if self.training else " in evaluation"
+        return Example(self.config.arguments(), mode, "\n".join(code) + (f"  # {note}" if note else ""))
 
     def built(self, subject: Subject, state: Mapping[str, Array] | None = None) -> Block:
         """The subject's block with this example's state, or with `state`."""
@@ -141,19 +160,11 @@ def rotation(seed: int, **fixed: str) -> Iterator[dict[str, str]]:
         yield {"normalizer": normalizer, "activator": activator, "layer_order": order, **fixed}
 
 
-def edited_by(edit: Edit) -> str:
-    """The note of an example whose state is edited."""
-    return "" if edit is unchanged else f"state edited by laws.{edit.__name__}"
+def law_examples(law: Law, scaler: str, drawn: Numeric, modes: tuple[bool, ...]) -> Iterator[Numeric]:
+    """Each example of a law that `drawn` leads to, with its fixed arguments, in those of `modes` of which it speaks.
 
-
-def law_examples(
-    law: Law, scaler: str, drawn: Numeric, modes: tuple[bool, ...]
-) -> Iterator[tuple[Numeric, dict[str, Array], str]]:
-    """Each example of a law that `drawn` leads to, in those of `modes` of which it speaks.
-
-    Its arguments are fixed, its state is edited, and a note says how.
+    Its state is to be edited as the law says.
     """
-    note = edited_by(law.edit)
     for arguments in law.combinations():
         for training in law.modes if arguments["scaler"] == scaler else ():
             if training not in modes:
@@ -164,7 +175,7 @@ def law_examples(
                 numeric = replace(numeric, shape=(*numeric.shape[:2], 4, 6))
             if not numeric.config.takes(numeric.shape):
                 numeric = named(numeric, training, kernel_size=1, padding=0)
-            yield numeric, law.edit(numeric.config, numeric.state()), note
+            yield numeric
 
 
 @contextmanager

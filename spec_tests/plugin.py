@@ -19,7 +19,7 @@ from hypothesis import Phase
 from spec_tests import compare, numeric, seeding, strategies
 from spec_tests.clauses import all_clauses, select, sort_key
 from spec_tests.compare import NonConformance, Thin
-from spec_tests.subjects import REFERENCE, load_subject
+from spec_tests.subjects import REFERENCE, load_subject, loading_code
 from spec_tests.subjects.base import AtOnce, Crashed, Refused, Subject, SubjectError
 from spec_tests.verdict import Failure, TestOutcome, Verdict
 
@@ -80,6 +80,7 @@ def pytest_configure(config: pytest.Config) -> None:
     profile = config.getoption("profile")
     # With xdist the controller draws the seed once and its workers read it.
     config.option.seed = resolve_seed(profile, config.getoption("seed"))
+    compare.SUBJECT[0] = loading_code(config.getoption("subject"), config.getoption("device"))
     compare.SAMPLE_STEP[0] = SMOKE_STEP if profile == "smoke" else 1
     hypothesis.settings.register_profile(
         "mdnc-spec",

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load
 
-from spec_tests import golden_data
+from spec_tests import compare, golden_data
 from spec_tests.compare import Example
-from spec_tests.config import BlockConfig, render_call
+from spec_tests.config import BlockConfig
 from spec_tests.numeric import ARITHMETIC, inspect
 from spec_tests.oracle import FLOAT32, Bounded, Forward, Verdict, forward, judge, vjp
 from spec_tests.subjects.base import Array, Block, Subject
@@ -112,15 +112,16 @@ class Vector:
         block.load(self.state())
         return block
 
-    def example(self) -> Example:
-        """Code that makes the very same numbers."""
-        mode = "training" if self.training else "evaluation"
+    def example(self, backward: bool = False) -> Example:
+        """Code that makes the same call."""
+        call = "gradients = block.backward(v.x(), v.dy()" if backward else "y = block.forward(v.x()"
         lines = [
-            "from spec_tests.config import BlockConfig; from spec_tests.vectors import vector",
-            f"v = vector({self.id!r})  # {render_call(self.config.arguments())}: {self.entry['purpose']}",
-            f"block.load(v.state()); y = block(v.x())  # {mode}" + (", dy = v.dy()" if self.has_gradients else ""),
+            "from spec_tests.subjects import load_subject; from spec_tests.vectors import vector",
+            f"v = vector({self.id!r})  # {self.entry['purpose']}",
+            f"block = v.built({compare.SUBJECT[0]}); {call}, v.training)",
         ]
-        return Example(self.config.arguments(), "\n".join(lines))
+        mode = " in training" if self.training else " in evaluation"
+        return Example(self.config.arguments(), mode, "\n".join(lines))
 
     def check(self, clause: str, name: str, got: Array) -> Verdict:
         """Raise NonConformance unless every element of `got` lies within the bounds of `name`; counts nothing.
@@ -139,7 +140,8 @@ class Vector:
         entry = name.removeprefix("new.").partition(".")[2]
         what = what or (f"the gradient of {entry}" if name.startswith("d.") else f"{entry} after the call")
         what += f", by test vector {self.id}"
-        return inspect(clause, what, got, expected, self.example(), run, entry or name)
+        example = self.example(backward=name == "dx" or name.startswith("d."))
+        return inspect(clause, what, got, expected, example, run, entry or name)
 
 
 def read(entry: Mapping[str, Any], content: bytes) -> Vector:

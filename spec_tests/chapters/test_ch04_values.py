@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
 
@@ -14,24 +13,23 @@ from hypothesis import strategies as st
 from spec_tests.compare import Thin, focused, holds
 from spec_tests.config import NAMED_VALUES, BlockConfig
 from spec_tests.enumeration import DOCUMENTED, enumerated, named_values
-from spec_tests.laws import VALUE_LAWS, Law, only_conv1, only_shortcut
-from spec_tests.numeric import Numeric, count, edited_by, grade, law_examples, named, numerics, within
-from spec_tests.subjects.base import Array, Subject
+from spec_tests.laws import VALUE_LAWS, Edit, Law, only_conv1, only_shortcut, unchanged
+from spec_tests.numeric import Numeric, count, grade, law_examples, named, numerics, within
+from spec_tests.subjects.base import Subject
 from spec_tests.vectors import Vector, vectors
 
 by_norm = pytest.mark.parametrize("normalizer", NAMED_VALUES["normalizer"])
 by_scaler = pytest.mark.parametrize("scaler", NAMED_VALUES["scaler"])
 
 
-def judge(
-    subject: Subject, clause: str, numeric: Numeric, state: Mapping[str, Array] | None = None, note: str = ""
-) -> None:
-    """Run one example, with its own state or with `state`, and check its output."""
+def judge(subject: Subject, clause: str, numeric: Numeric, edit: Edit = unchanged) -> None:
+    """Run one example, its state edited, and check its output."""
     if not numeric.config.takes(numeric.shape, numeric.training):
         return
+    state = edit(numeric.config, numeric.state())
     run = numeric.expected(state)
     y = numeric.built(subject, state).forward(numeric.x(), numeric.training)
-    within(clause, "the output", y, run.y, numeric.example(note), run)
+    within(clause, "the output", y, run.y, numeric.example(edit=edit), run)
 
 
 @pytest.mark.clause("4.1")
@@ -90,8 +88,8 @@ def test_law(subject: Subject, law: Law, data: st.DataObject) -> None:
     scalers = law.names.get("scaler", NAMED_VALUES["scaler"])
     drawn: dict[str, Numeric] = {scaler: data.draw(numerics(scaler)) for scaler in scalers}
     for scaler in scalers:
-        for numeric, state, note in focused(law_examples(law, scaler, drawn[scaler], subject.modes), scaler):
-            judge(subject, law.clause, numeric, state, note)
+        for numeric in focused(law_examples(law, scaler, drawn[scaler], subject.modes), scaler):
+            judge(subject, law.clause, numeric, law.edit)
 
 
 @pytest.mark.clause("4.20")
@@ -120,7 +118,7 @@ def test_bfloat16_sums(subject: Subject, thin: Thin) -> None:
     for seed, (edit, scaler) in thin(enumerate(product((only_shortcut, only_conv1), NAMED_VALUES["scaler"]))):
         config = BlockConfig.of(6, 5, kernel_size=3, padding=1, normalizer="null", activator="null", scaler=scaler)
         numeric = Numeric(config, (3, 6, 7, 8), seed=seed, training=False, dtype="bfloat16")
-        judge(subject, "4.1", numeric, edit(config, numeric.state()), edited_by(edit))
+        judge(subject, "4.1", numeric, edit)
 
 
 @pytest.mark.clause("4.1")
@@ -130,7 +128,7 @@ def test_bfloat16_statistics(subject: Subject, normalizer: str) -> None:
     """The projection's norm in bfloat16, over so many elements that a sum kept in bfloat16 stops growing."""
     config = BlockConfig.of(2, 3, kernel_size=3, padding=1, normalizer=normalizer, activator="null")
     numeric = Numeric(config, (2, 2, 24, 25), dtype="bfloat16")
-    judge(subject, "4.1", numeric, only_shortcut(config, numeric.state()), edited_by(only_shortcut))
+    judge(subject, "4.1", numeric, only_shortcut)
 
 
 @pytest.mark.clause("4.1")
@@ -147,10 +145,11 @@ def test_bfloat16(subject: Subject, data: st.DataObject) -> None:
 def judge_nonfinite(subject: Subject, clause: str, numeric: Numeric, value: float, place: tuple[int, ...]) -> None:
     """One element of the input is not finite: what depends on it is as the clause says, the rest is as ever."""
     x = numeric.x()
-    x[tuple(i % n for i, n in zip(place, x.shape, strict=True))] = value
+    index = tuple(i % n for i, n in zip(place, x.shape, strict=True))
+    x[index] = value
     run = numeric.expected(x=x)
     y = numeric.built(subject).forward(x, numeric.training)
-    example = numeric.example(f"with x{list(place)} = {value}")
+    example = numeric.example(x=f"x = case.x(); x[{', '.join(map(str, index))}] = float('{value}')")
     due = np.isnan(run.y.value) & (run.y.bound == 0)
     # Where nothing is claimed, nothing is checked, and nothing counts.
     if due.any():

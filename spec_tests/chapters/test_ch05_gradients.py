@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from spec_tests.compare import NonConformance, Thin, differing, equal, equal_entries, focused, holds
 from spec_tests.config import NAMED_VALUES, BlockConfig
 from spec_tests.enumeration import enumerated, named_values
-from spec_tests.laws import GRADIENT_LAWS, Law
+from spec_tests.laws import GRADIENT_LAWS, Edit, Law, unchanged
 from spec_tests.numeric import Numeric, count, inspect, law_examples, named, numerics, same_within
 from spec_tests.oracle import vjp
-from spec_tests.subjects.base import Array, Block, Crashed, Gradients, Subject
+from spec_tests.subjects.base import Block, Crashed, Gradients, Subject
 from spec_tests.vectors import Vector, vectors
 
 pytestmark = pytest.mark.needs("backward")
@@ -30,19 +30,18 @@ def differentiate(clause: str, block: Block, numeric: Numeric | Vector) -> Gradi
         return block.backward(numeric.x(), numeric.dy(), numeric.training)
     except Crashed as crash:
         what = "a forward call and its backward pass"
-        raise NonConformance(clause, what, crash.error, "gradients", numeric.example()) from crash
+        raise NonConformance(clause, what, crash.error, "gradients", numeric.example(backward=True)) from crash
 
 
-def judge(
-    subject: Subject, clauses: tuple[str, str], numeric: Numeric, state: dict[str, Array] | None = None, note: str = ""
-) -> None:
-    """Run one example; check the gradient of the input by the first clause, of the parameters by the second."""
+def judge(subject: Subject, clauses: tuple[str, str], numeric: Numeric, edit: Edit = unchanged) -> None:
+    """Run one example, its state edited; check dx by the first clause, the gradients of parameters by the second."""
     if not numeric.config.takes(numeric.shape, numeric.training):
         return
+    state = edit(numeric.config, numeric.state())
     run = numeric.expected(state)
     expected = vjp(run, numeric.dy())
     got = differentiate(clauses[0], numeric.built(subject, state), numeric)
-    example = numeric.example(note)
+    example = numeric.example(edit=edit, backward=True)
     of_input = [inspect(clauses[0], "the gradient of the input", got.dx, expected.dx, example, run, "dx")]
     of_parameters = []
     for name, bounded in expected.params.items():
@@ -94,8 +93,8 @@ def test_law(subject: Subject, law: Law, data: st.DataObject) -> None:
     scalers = law.names.get("scaler", NAMED_VALUES["scaler"])
     drawn: dict[str, Numeric] = {scaler: data.draw(numerics(scaler, gradients=True)) for scaler in scalers}
     for scaler in scalers:
-        for numeric, state, note in focused(law_examples(law, scaler, drawn[scaler], subject.modes), scaler):
-            judge(subject, (law.clause, law.clause), numeric, state, note)
+        for numeric in focused(law_examples(law, scaler, drawn[scaler], subject.modes), scaler):
+            judge(subject, (law.clause, law.clause), numeric, law.edit)
 
 
 @pytest.mark.clause("5.6")
@@ -117,21 +116,19 @@ def test_every_parameter_receives_its_gradient(subject: Subject, thin: Thin, nor
     for seed, (_, config) in thin(enumerate(enumerated(normalizer=normalizer))):
         for training in subject.modes:
             numeric = Numeric(config, (2, config.in_planes, 5, 6), seed=seed, training=training)
-            total += 1
+            total, example = total + 1, numeric.example(backward=True)
             try:
                 got = differentiate("5.9", numeric.built(subject), numeric)
                 found = {name: value.shape for name, value in got.params.items()}
-                equal_entries(
-                    "5.9", "shapes of the gradients of the parameters", found, config.parameters(), numeric.example()
-                )
+                equal_entries("5.9", "shapes of the gradients of the parameters", found, config.parameters(), example)
                 wrong = [name for name, value in got.params.items() if not np.isfinite(value).all()]
-                equal("5.9", "gradients that are not finite", wrong, [], numeric.example())
+                equal("5.9", "gradients that are not finite", wrong, [], example)
             except NonConformance as error:
                 broken.append((numeric, error))
     if broken:
         numeric, first = broken[0]
         got_text = f"{len(broken)} of {total} calls cannot be trained from; the first: {first.got}"
-        raise NonConformance("5.9", first.what, got_text, first.expected, numeric.example()) from first
+        raise NonConformance("5.9", first.what, got_text, first.expected, numeric.example(backward=True)) from first
 
 
 @pytest.mark.clause("5.10", "5.11")
@@ -142,7 +139,7 @@ def test_calls_are_independent(subject: Subject, thin: Thin, normalizer: str) ->
         numeric = Numeric(
             config, (2, config.in_planes, 5, 6), seed=seed, training=subject.modes[seed % len(subject.modes)]
         )
-        example = numeric.example()
+        example = numeric.example(backward=True)
         block = numeric.built(subject)
         x, dy = numeric.x(), numeric.dy()
         first = differentiate("5.10", block, numeric)
@@ -184,16 +181,16 @@ def test_dot_products(subject: Subject, scaler: str, data: st.DataObject) -> Non
         bound = np.sum(np.abs(dy) * (run.y.bound + run_zero.y.bound)) + np.sum(np.abs(x) * vjp(run, dy).dx.bound)
         # The sums themselves are taken in float64.
         bound += 2**-40 * (np.sum(np.abs(dy * y)) + np.sum(np.abs(dy * origin)) + np.sum(np.abs(dx * x)))
-        what = "<dy, f(x) - f(0)> and <dx, x>"
+        what, example = "<dy, f(x) - f(0)> and <dx, x>", numeric.example(backward=True)
         good = not abs(left - right) > bound
-        holds("5.1", what, good, f"{left!r} and {right!r}", f"a difference of at most {bound:.3g}", numeric.example())
+        holds("5.1", what, good, f"{left!r} and {right!r}", f"a difference of at most {bound:.3g}", example)
 
 
 def judge_vector(clauses: tuple[str, str], vector: Vector, got: Gradients) -> None:
     """Check the gradient of the input by the first clause, those of the parameters by the second."""
     count(clauses[0], [vector.check(clauses[0], "dx", got.dx)])
     missing = sorted(set(vector.config.parameters()) - set(got.params))
-    equal(clauses[1], "parameters without a gradient", missing, [], vector.example())
+    equal(clauses[1], "parameters without a gradient", missing, [], vector.example(backward=True))
     count(clauses[1], [vector.check(clauses[1], f"d.{n}", got.params[n]) for n in vector.config.parameters()])
 
 
@@ -214,13 +211,13 @@ def test_vectors_in_sequence(subject: Subject) -> None:
         block = first.built(subject)
         differentiate("5.10", block, first)
         block.load(vector.state())
-        x, dy = vector.x(), vector.dy()
+        x, dy, example = vector.x(), vector.dy(), vector.example(backward=True)
         got, alone = block.backward(x, dy, vector.training), differentiate("5.10", vector.built(subject), vector)
         for name in ("dx", *(f"d.{n}" for n in got.params)):
             one, two = ((g.dx if name == "dx" else g.params[name[2:]]) for g in (got, alone))
             bound = 2 * vector.expected[name].bound
-            same_within("5.10", f"{name} on this block and on a new one", one, two, bound, vector.example())
-        equal("5.11", "x is as before", x.tobytes() == vector.x().tobytes(), True, vector.example())
-        equal("5.11", "dy is as before", dy.tobytes() == vector.dy().tobytes(), True, vector.example())
+            same_within("5.10", f"{name} on this block and on a new one", one, two, bound, example)
+        equal("5.11", "x is as before", x.tobytes() == vector.x().tobytes(), True, example)
+        equal("5.11", "dy is as before", dy.tobytes() == vector.dy().tobytes(), True, example)
         changed = set(differing(block.state(), vector.state())) - set(vector.config.buffers())
-        equal("5.11", "parameters that changed", sorted(changed), [], vector.example())
+        equal("5.11", "parameters that changed", sorted(changed), [], example)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spec_tests.compare import Example, Thin, differing, equal, equal_entries, focused
+from spec_tests.compare import SUBJECT, Example, Thin, differing, equal, equal_entries, focused
 from spec_tests.config import NAMED_VALUES, BlockConfig
 from spec_tests.enumeration import enumerated, named_values
 from spec_tests.numeric import Numeric, count, named, numerics, same_within, within
@@ -17,6 +17,11 @@ from spec_tests.oracle import Forward
 from spec_tests.subjects.base import Array, Subject
 from spec_tests.vectors import Vector, vectors
 
+# The code of several calls.
+REPEATED = """from dataclasses import replace
+for step, training in enumerate({}):
+    call = replace(case, seed=case.seed + step, training=training)
+    y = block.forward(call.x(), training)"""
 CLAUSES = {"running_mean": "6.1", "running_var": "6.2", "num_batches_tracked": "6.3"}
 pytestmark = pytest.mark.needs("train")
 by_scaler = pytest.mark.parametrize("scaler", NAMED_VALUES["scaler"])
@@ -73,7 +78,7 @@ def test_many_calls(subject: Subject, scaler: str, data: st.DataObject) -> None:
         call = replace(numeric, seed=numeric.seed + step, training=training)
         block.forward(call.x(), training)
         after = block.state()
-        example = call.example(f"call {step + 1}")
+        example = numeric.script(REPEATED.format(calls[: step + 1]).splitlines())
         if training:
             # The oracle starts from the subject's own buffers, so that no bound adds up.
             run = call.expected(state)
@@ -86,7 +91,9 @@ def test_many_calls(subject: Subject, scaler: str, data: st.DataObject) -> None:
     fresh = numeric.built(subject, state)
     fresh.forward(numeric.x(), True)
     run = numeric.expected(state)
-    judge_buffers(fresh.state(), run, numeric.example("state loaded"), "after a load", dict.fromkeys(CLAUSES, "6.6"))
+    again = f"fresh = case.built({SUBJECT[0]}, block.state()); y = fresh.forward(case.x(), True)"
+    example = numeric.script([*REPEATED.format(calls).splitlines(), again])
+    judge_buffers(fresh.state(), run, example, "after a load", dict.fromkeys(CLAUSES, "6.6"))
 
 
 @pytest.mark.clause("6.4")
@@ -95,11 +102,12 @@ def test_evaluation(subject: Subject, thin: Thin) -> None:
     for seed, (_, config) in thin(enumerate(enumerated(normalizer="batch"))):
         numeric = Numeric(config, (2, config.in_planes, 5, 6), seed=seed, training=False)
         block = numeric.built(subject)
-        for _ in range(2):
+        for modes in ([False], [False, True, False]):
             before = block.state()
             block.forward(numeric.x(), False)
             changed = differing(block.state(), before)
-            equal_entries("6.4", "entries after a call in evaluation", changed, {}, numeric.example())
+            example = numeric.script([f"y = [block.forward(case.x(), training) for training in {modes}]"])
+            equal_entries("6.4", "entries after a call in evaluation", changed, {}, example)
             block.forward(numeric.x(), True)
 
 
@@ -111,8 +119,8 @@ def test_backward_updates_nothing(subject: Subject, thin: Thin) -> None:
         numeric = Numeric(config, (2, config.in_planes, 5, 6), seed=seed)
         block = numeric.built(subject)
         block.backward(numeric.x(), numeric.dy(), True)
-        clauses = dict.fromkeys(CLAUSES, "6.7")
-        judge_buffers(block.state(), numeric.expected(), numeric.example(), "after a backward pass", clauses)
+        clauses, example = dict.fromkeys(CLAUSES, "6.7"), numeric.example(backward=True)
+        judge_buffers(block.state(), numeric.expected(), example, "after a backward pass", clauses)
 
 
 @pytest.mark.clause("6.8")
@@ -127,7 +135,8 @@ def test_the_current_statistics_normalize(subject: Subject, scaler: str, data: s
         far = {name: np.full_like(value, 77) if "running" in name else value for name, value in state.items()}
         run = numeric.expected(far)
         y = numeric.built(subject, far).forward(numeric.x(), True)
-        example = numeric.example("with running statistics of 77")
+        far_state = "{n: v * 0 + 77 if 'running' in n else v for n, v in case.state().items()}"
+        example = numeric.script(["y = block.forward(case.x(), True)"], state=far_state)
         within("6.8", "the output in training", y, run.y, example, run)
 
 
@@ -142,10 +151,11 @@ def test_many_calls_count(subject: Subject) -> None:
         block.forward(numeric.x(), True)
         run = numeric.expected(state)
         state = block.state()
-        judge_buffers(state, run, numeric.example(), f"after call {step + 1}", dict.fromkeys(CLAUSES, "6.6"))
+        example = numeric.script([f"y = [block.forward(case.x(), True) for _ in range({step + 1})]"])
+        judge_buffers(state, run, example, f"after call {step + 1}", dict.fromkeys(CLAUSES, "6.6"))
     for name in config.buffers():
         if name.endswith("num_batches_tracked"):
-            equal("6.3", f"{name} after twelve calls", int(state[name]), 12, numeric.example())
+            equal("6.3", f"{name} after twelve calls", int(state[name]), 12, example)
 
 
 def statistical(subject: Subject) -> list[Vector]:

@@ -39,15 +39,19 @@ class History(RuleBasedStateMachine):
 
     def _call(self, seed: int, training: bool, step: str) -> tuple[Numeric, Example]:
         numeric = Numeric(self.numeric.config, self.numeric.shape, seed=seed, training=training)
-        self.steps.append(step)
-        return numeric, numeric.example("after " + ", ".join(self.steps[-8:]))
+        self.steps.append(f"c = Numeric(case.config, case.shape, seed={seed}, training={training}); {step}")
+        return numeric, self._example()
+
+    def _example(self) -> Example:
+        """Code of the whole history."""
+        return self.numeric.script(self.steps)
 
     @rule(seed=st.integers(0, 9), training=st.booleans())
     def forward(self, seed: int, training: bool) -> None:
         self._forward(seed, self._mode(training))
 
     def _forward(self, seed: int, training: bool) -> None:
-        numeric, example = self._call(seed, training, f"forward {seed} {'training' if training else 'evaluation'}")
+        numeric, example = self._call(seed, training, "y = block.forward(c.x(), c.training)")
         run = numeric.expected(self.block.state())
         y = self.block.forward(numeric.x(), training)
         count("9.8", [inspect("9.8", "the output", y, run.y, example, run), *self._buffers(run, example)])
@@ -56,7 +60,7 @@ class History(RuleBasedStateMachine):
     @rule(seed=st.integers(0, 9), training=st.booleans())
     def backward(self, seed: int, training: bool) -> None:
         training = self._mode(training)
-        numeric, example = self._call(seed, training, f"backward {seed}")
+        numeric, example = self._call(seed, training, "gradients = block.backward(c.x(), c.dy(), c.training)")
         run = numeric.expected(self.block.state())
         try:
             got = self.block.backward(numeric.x(), numeric.dy(), training)
@@ -75,7 +79,7 @@ class History(RuleBasedStateMachine):
 
     @rule(seed=st.integers(0, 9))
     def load(self, seed: int) -> None:
-        numeric, example = self._call(seed, True, f"load {seed}")
+        numeric, example = self._call(seed, True, "block.load(c.state())")
         state = numeric.state()
         self.block.load(state)
         wrong = differing(self.block.state(), state)
@@ -84,19 +88,19 @@ class History(RuleBasedStateMachine):
     @precondition(lambda self: "copy" in self.subject.features)
     @rule()
     def copy(self) -> None:
-        self.steps.append("copy")
+        self.steps.append("twin, block = block, block.copy()")
         self.twins.append((self.block, _bits(self.block)))
         self.block = self.block.copy()
 
     @precondition(lambda self: {"convert", "float64"} <= self.subject.features)
     @rule()
     def convert_there_and_back(self) -> None:
-        self.steps.append("convert to float64 and back")
+        self.steps.append("block = block.converted('float64').converted('float32')")
         self.block = self.block.converted("float64").converted("float32")
 
     def teardown(self) -> None:
         for number, (block, bits) in enumerate(self.twins):
-            example = self.numeric.example("after " + ", ".join(self.steps[-8:]))
+            example = self._example()
             what = f"the block that copy {number + 1} was made of is as it was then"
             equal("9.8", what, _bits(block) == bits, True, example)
 

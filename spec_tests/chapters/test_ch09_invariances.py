@@ -164,7 +164,8 @@ def test_layouts(subject: Subject, scaler: str, data: st.DataObject) -> None:
         repeated = np.lib.stride_tricks.as_strided(x, (3, *x.shape[1:]), (0, *x.strides[1:]))
         run = numeric.expected(x=repeated.copy())
         y = reloaded(block, numeric).forward(repeated, training)
-        within("9.10", "the output for an expanded x", y, run.y, numeric.example("x[:1] expanded to 3 samples"), run)
+        code = "import numpy as np; x = np.broadcast_to(case.x()[:1], (3, *case.shape[1:]))"
+        within("9.10", "the output for an expanded x", y, run.y, numeric.example(x=code), run)
 
 
 @pytest.mark.clause("9.11")
@@ -182,7 +183,7 @@ def test_zero_last_weight(subject: Subject, scaler: str, data: st.DataObject) ->
         x = numeric.x()
         y, z = (numeric.built(subject, s).forward(x, training) for s in (state, other))
         bound = numeric.expected(state).y.bound + numeric.expected(other).y.bound
-        example = numeric.example("state edited by laws.only_shortcut")
+        example = numeric.example(edit=only_shortcut)
         same_within("9.11", "the outputs for two residual branches", y, z, bound, example)
         if not numeric.config.projects:
             bound = numeric.expected(state).y.bound
@@ -245,7 +246,7 @@ def test_constant_added_to_a_channel(subject: Subject, scaler: str, data: st.Dat
         raised[:, 1] += constant
         y, z = (numeric.built(subject).forward(value, training) for value in (x, raised))
         bound = numeric.expected().y.bound + numeric.expected(x=raised).y.bound
-        example = numeric.example(f"{constant} added to channel 1")
+        example = numeric.example(x=f"x = case.x(); x[:, 1] += {constant}")
         same_within("9.13", "the outputs with and without the constant", z, y, bound, example)
 
 

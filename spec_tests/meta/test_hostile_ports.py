@@ -141,7 +141,7 @@ CASES = {
     "leaves-a-grandchild-and-crashes": call("exited with status 3", "a process that it started still holds its"),
     "chatters": Case(0, GOOD, request=False),
     "chatters-and-crashes": call("it exited with status 1", "end of its standard error:", "out of cheese"),
-    "keeps-state": call("after forward 0 training", clauses=("9.8", "1.8")),
+    "keeps-state": call("seed=0, training=True); y = block.forward(c.x(), c.training)", clauses=("9.8", "1.8")),
     "caches-wrongly": call("the output of the permuted batch", clauses=("9.2", "1.8")),
     "says-yes": Case(1, ("FAILED 1.15", "got       no error", "FAILED 3.6", "broken 1.15, 3.6"), ("3.6", "1.8")),
     "echoes": Case(1, ("a reply with the status None", "broken 2.17, 3.14"), ("3.14", "2.17")),

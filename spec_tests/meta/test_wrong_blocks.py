@@ -82,7 +82,7 @@ def test_a_wrong_block_is_caught(judged: dict[str, Ended], name: str) -> None:
     story = ended.failures()[clause]
     assert story["what"] != "a call that must succeed", f"noticed by a crash:\n{ended.out}"
     assert story["got"] != story["expected"]
-    assert story["example"].startswith("block = BlockBottleneck2d(")
+    assert story["example"].startswith(("block = BlockBottleneck2d(", "# BlockBottleneck2d("))
     assert f"--clause {clause}" in story["replay"]
     assert "ERROR" not in ended.out
     broken = ended.out.rstrip().splitlines()[-1].partition("does not conform: broken ")[2].split(", ")

@@ -65,3 +65,8 @@ def load_subject(designator: str, timeouts: str = "", device: str = "cpu") -> Su
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise SubjectError(f"{designator} is {found!r}; allowed is a subclass of torch.nn.Module")
     return TorchSubject(designator, found, device)
+
+
+def loading_code(designator: str, device: str = "cpu") -> str:
+    """The call of `load_subject` that makes the same subject, for code that is to be pasted."""
+    return f"load_subject({designator!r}{f', device={device!r}' if device != 'cpu' else ''})"
