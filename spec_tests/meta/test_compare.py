@@ -175,6 +175,9 @@ def test_an_example_can_be_pasted() -> None:
     )
     assert Example.of(config).code() == "block = BlockBottleneck2d(2, 3, stride=(1, 2), normalizer='batch')"
     assert Example.of(config, ()).code().endswith("\nblock(zeros())")
+    scripted = Example(config.arguments(), " in training", "y = 1\nz = 2")
+    title = "# BlockBottleneck2d(2, 3, stride=(1, 2), normalizer='batch') in training"
+    assert scripted.code() == f"{title}\ny = 1\nz = 2"
 
 
 def test_a_failure_survives_the_way_from_a_worker() -> None:
