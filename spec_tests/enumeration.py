@@ -78,7 +78,7 @@ class BadArgument:
 
 def bad_arguments() -> Iterator[BadArgument]:
     """Every kind of refused argument (clauses 1.2 to 1.16)."""
-    number_types: list[Any] = [True, False, 2.0, float("nan"), float("inf"), 1j, "3", b"3", {3}, {3: 3}]
+    number_types: list[Any] = [True, False, 2.0, float("nan"), float("inf"), 1j, "3", "same", b"3", {3}, {3: 3}]
     number_types += [np.float64(2.0), np.bool_(True)]
     for argument in ("in_planes", "out_planes"):
         for value in [*number_types, None, (3,), [3, 3]]:
@@ -97,7 +97,31 @@ def bad_arguments() -> Iterator[BadArgument]:
             yield BadArgument(argument, value, "value")
     for argument, names in NAMED_VALUES.items():
         others = [name for values in NAMED_VALUES.values() for name in values if name not in names][:2]
-        for value in (None, 0, 1, True, 1.0, b"null", (names[0],), [names[0]]):
+        for value in (None, 0, 1, True, False, 1.0, b"null", (names[0],), [names[0]]):
             yield BadArgument(argument, value, "type")
         for value in ("", names[0].upper(), names[-1].capitalize(), f" {names[0]}", f"{names[0]}\n", "none", *others):
             yield BadArgument(argument, value, "value")
+
+
+def large(scaler: str) -> Iterator[tuple[BlockConfig, tuple[int, int, int, int]]]:
+    """Blocks and inputs beyond the sizes that are drawn: batches, channels, kernels, strides, lengths.
+
+    Every normalizer comes with each, and the other names change from one to the next.
+    """
+    sizes: list[tuple[dict[str, Any], tuple[int, int, int]]] = [
+        ({"in_planes": 3, "out_planes": 4}, (18, 5, 6)),
+        ({"in_planes": 40, "out_planes": 40}, (2, 3, 4)),
+        ({"in_planes": 33, "out_planes": 70, "kernel_size": 1, "padding": 0}, (2, 4, 3)),
+        ({"in_planes": 2, "out_planes": 3, "kernel_size": (7, 9), "padding": (3, 4), "stride": (1, 2)}, (2, 9, 8)),
+        ({"in_planes": 2, "out_planes": 2, "stride": (4, 5)}, (2, 9, 11)),
+        ({"in_planes": 2, "out_planes": 2, "stride": 2}, (1, 3, 71)),
+        ({"in_planes": 1, "out_planes": 2}, (1, 41, 2)),
+    ]
+    for number, (arguments, (batch, height, width)) in enumerate(sizes):
+        for place, normalizer in enumerate(NAMED_VALUES["normalizer"]):
+            names = {
+                name: NAMED_VALUES[name][(number + place) % len(NAMED_VALUES[name])]
+                for name in ("activator", "layer_order")
+            }
+            config = BlockConfig.of(**arguments, **names, normalizer=normalizer, scaler=scaler)
+            yield config, (batch, config.in_planes, height, width)

@@ -63,6 +63,11 @@ def without_projection(config: BlockConfig, state: State) -> State:
     return _edited(state, _convolutions(config, ("in_node",)), np.zeros_like)
 
 
+def zero_weights(config: BlockConfig, state: State) -> State:
+    """Every convolution gives zeros."""
+    return _edited(state, _convolutions(config, ("conv1", "conv2", "conv3", "in_node")), np.zeros_like)
+
+
 def unchanged(_: BlockConfig, state: State) -> State:
     return state
 

@@ -200,6 +200,8 @@ def test_wrong_shapes_of_the_input(subject: Subject, normalizer: str) -> None:
             (4, 4),
             (2, 4, 4),
             (1, 1, 2, 4, 4),
+            (1, 2, 1, 4, 4),
+            (1, 2, 4, 4, 1),
             (1, 1, 4, 4),
             (1, 3, 4, 4),
             (1, 2, 0, 4),
@@ -298,3 +300,9 @@ def test_refused_calls_leave_no_trace(subject: Subject, normalizer: str) -> None
         refused(["3.13"], "a call", "", example, block.forward, x)
         changed = differing(block.state(), before)
         equal_entries("3.13", "entries of the state after the refusal", changed, {}, example)
+    example = Example.of(config, (0, 2, 7, 7))
+    try:
+        block.forward(zeros((0, 2, 7, 7)))
+    except Refused:
+        changed = differing(block.state(), before)
+        equal_entries("3.13", "entries of the state after an empty batch is refused", changed, {}, example)

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 
 from spec_tests.compare import Thin, focused, holds
 from spec_tests.config import NAMED_VALUES, BlockConfig
-from spec_tests.enumeration import DOCUMENTED, enumerated, named_values
-from spec_tests.laws import VALUE_LAWS, Edit, Law, only_conv1, only_shortcut, unchanged
+from spec_tests.enumeration import DOCUMENTED, enumerated, large, named_values
+from spec_tests.laws import VALUE_LAWS, Edit, Law, only_conv1, only_shortcut, unchanged, zero_weights
 from spec_tests.numeric import Numeric, count, grade, law_examples, named, numerics, within
 from spec_tests.subjects.base import Subject
 from spec_tests.vectors import Vector, vectors
 
 by_norm = pytest.mark.parametrize("normalizer", NAMED_VALUES["normalizer"])
+by_normalizing = pytest.mark.parametrize("normalizer", ["batch", "inst", "pinst"])
 by_scaler = pytest.mark.parametrize("scaler", NAMED_VALUES["scaler"])
 
 
@@ -51,6 +52,43 @@ def test_every_kind_of_shortcut(subject: Subject, thin: Thin, normalizer: str) -
         shape = (2, config.in_planes, 5, 6)
         for training in subject.modes:
             judge(subject, "4.1", Numeric(config, shape, "near_eps", "near_eps", seed, training))
+
+
+@pytest.mark.clause("4.1")
+@by_scaler
+def test_large_sizes(subject: Subject, thin: Thin, scaler: str) -> None:
+    """What a fixed buffer, a vector register or a table of cases may not hold."""
+    for seed, (config, shape) in thin(enumerate(large(scaler))):
+        for training in subject.modes:
+            judge(subject, "4.1", Numeric(config, shape, seed=seed, training=training))
+
+
+@pytest.mark.clause("4.1")
+@pytest.mark.needs("backward", "output")
+@by_scaler
+def test_calls_that_are_differentiated(subject: Subject, thin: Thin, scaler: str) -> None:
+    """The output is the same where a backward pass is to follow."""
+    for seed, names in thin(enumerate(named_values(scaler=scaler))):
+        for training in subject.modes:
+            numeric = Numeric(BlockConfig.of(2, 3, **names, stride=2), (2, 2, 4, 5), seed=seed, training=training)
+            run, y = numeric.expected(), numeric.built(subject).backward(numeric.x(), numeric.dy(), training).y
+            if y is None:
+                raise TypeError(f"{subject.designator} declares the feature output, and gives none")
+            within("4.1", "the output", y, run.y, numeric.example(backward=True), run)
+
+
+@pytest.mark.clause("4.1")
+@by_normalizing
+def test_large_constants(subject: Subject, normalizer: str) -> None:
+    """Constant channels far from 0: a variance of one pass that is not clipped at 0 has no root."""
+    for seed, names in enumerate(named_values(normalizer=normalizer)):
+        numeric = Numeric(BlockConfig.of(8, 3, **names), (4, 8, 5, 7), seed=seed, training=subject.modes[0])
+        x = numeric.x()
+        # For batch norms in training a channel is constant over the batch.
+        x[:] = 50 * (x[:1, :, :1, :1] if normalizer == "batch" else x[:, :, :1, :1])
+        run, y = numeric.expected(x=x), numeric.built(subject).forward(x, numeric.training)
+        code = f"x = case.x(); x[:] = 50 * x[:{'1' if normalizer == 'batch' else ''}, :, :1, :1]"
+        within("4.1", "the output", y, run.y, numeric.example(x=code), run)
 
 
 @pytest.mark.clause("4.1")
@@ -116,19 +154,24 @@ def test_float64(subject: Subject, data: st.DataObject) -> None:
 def test_bfloat16_sums(subject: Subject, thin: Thin) -> None:
     """One convolution alone in bfloat16: behind another one, a rounded partial sum looks like a rounded input."""
     for seed, (edit, scaler) in thin(enumerate(product((only_shortcut, only_conv1), NAMED_VALUES["scaler"]))):
-        config = BlockConfig.of(6, 5, kernel_size=3, padding=1, normalizer="null", activator="null", scaler=scaler)
+        # Up-sampled, so that its weights matter; down, every element of the input matters to the sums.
+        stride = (2, 3) if scaler == "up" else 1
+        names = {"normalizer": "null", "activator": "null", "scaler": scaler}
+        config = BlockConfig.of(6, 5, kernel_size=3, padding=1, stride=stride, **names)
         numeric = Numeric(config, (3, 6, 7, 8), seed=seed, training=False, dtype="bfloat16")
         judge(subject, "4.1", numeric, edit)
 
 
 @pytest.mark.clause("4.1")
 @pytest.mark.needs("bfloat16", "train")
-@pytest.mark.parametrize("normalizer", ["batch", "inst", "pinst"])
+@by_normalizing
 def test_bfloat16_statistics(subject: Subject, normalizer: str) -> None:
     """The projection's norm in bfloat16, over so many elements that a sum kept in bfloat16 stops growing."""
     config = BlockConfig.of(2, 3, kernel_size=3, padding=1, normalizer=normalizer, activator="null")
     numeric = Numeric(config, (2, 2, 24, 25), dtype="bfloat16")
     judge(subject, "4.1", numeric, only_shortcut)
+    # Variances near ε.
+    judge(subject, "4.1", replace(numeric, input_kind="near_eps"), only_shortcut)
 
 
 @pytest.mark.clause("4.1")
@@ -142,14 +185,17 @@ def test_bfloat16(subject: Subject, data: st.DataObject) -> None:
             judge(subject, "4.1", named(numeric, False, normalizer=normalizer, activator=activator))
 
 
-def judge_nonfinite(subject: Subject, clause: str, numeric: Numeric, value: float, place: tuple[int, ...]) -> None:
+def judge_nonfinite(
+    subject: Subject, clause: str, numeric: Numeric, value: float, place: tuple[int, ...], edit: Edit = unchanged
+) -> None:
     """One element of the input is not finite: what depends on it is as the clause says, the rest is as ever."""
     x = numeric.x()
     index = tuple(i % n for i, n in zip(place, x.shape, strict=True))
     x[index] = value
-    run = numeric.expected(x=x)
-    y = numeric.built(subject).forward(x, numeric.training)
-    example = numeric.example(x=f"x = case.x(); x[{', '.join(map(str, index))}] = float('{value}')")
+    state = edit(numeric.config, numeric.state())
+    run = numeric.expected(state, x)
+    y = numeric.built(subject, state).forward(x, numeric.training)
+    example = numeric.example(edit=edit, x=f"x = case.x(); x[{', '.join(map(str, index))}] = float('{value}')")
     due = np.isnan(run.y.value) & (run.y.bound == 0)
     # Where nothing is claimed, nothing is checked, and nothing counts.
     if due.any():
@@ -176,6 +222,15 @@ def test_numbers_that_are_not_finite(subject: Subject, normalizer: str, data: st
             case = named(plain, training, **names)
             judge_nonfinite(subject, "4.22", case, np.nan, place)
             judge_nonfinite(subject, "4.23", case, np.inf, place)
+
+
+@pytest.mark.clause("4.22")
+@by_scaler
+def test_nan_through_zero_weights(subject: Subject, thin: Thin, scaler: str) -> None:
+    """A NaN times 0 is a NaN: no weight keeps it back."""
+    for seed, names in thin(enumerate(named_values(scaler=scaler))):
+        numeric = Numeric(BlockConfig.of(2, 3, **names, stride=2), (2, 2, 4, 5), seed=seed, training=subject.modes[0])
+        judge_nonfinite(subject, "4.22", numeric, np.nan, (1, 0, 2, 2), zero_weights)
 
 
 @pytest.mark.clause("4.1")

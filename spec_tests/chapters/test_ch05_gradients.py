@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from spec_tests.compare import NonConformance, Thin, differing, equal, equal_entries, focused, holds
 from spec_tests.config import NAMED_VALUES, BlockConfig
-from spec_tests.enumeration import enumerated, named_values
+from spec_tests.enumeration import enumerated, large, named_values
 from spec_tests.laws import GRADIENT_LAWS, Edit, Law, unchanged
-from spec_tests.numeric import Numeric, count, inspect, law_examples, named, numerics, same_within
+from spec_tests.numeric import Numeric, count, inspect, law_examples, named, numerics, same_within, within
 from spec_tests.oracle import vjp
 from spec_tests.subjects.base import Block, Crashed, Gradients, Subject
 from spec_tests.vectors import Vector, vectors
@@ -97,6 +97,34 @@ def test_law(subject: Subject, law: Law, data: st.DataObject) -> None:
             judge(subject, (law.clause, law.clause), numeric, law.edit)
 
 
+@pytest.mark.clause("5.1", "5.2")
+@by_scaler
+def test_large_sizes(subject: Subject, thin: Thin, scaler: str) -> None:
+    """Beyond the sizes that are drawn."""
+    for seed, (config, shape) in thin(enumerate(large(scaler))):
+        judge(subject, ("5.1", "5.2"), Numeric(config, shape, seed=seed, training=subject.modes[0]))
+
+
+@pytest.mark.clause("5.1", "5.2")
+@pytest.mark.needs("layout")
+@by_scaler
+def test_expanded_gradients(subject: Subject, thin: Thin, scaler: str) -> None:
+    """What a sum sends back to the output is one number, repeated by strides of 0."""
+    for seed, names in thin(enumerate(named_values(scaler=scaler))):
+        numeric = Numeric(BlockConfig.of(2, 3, **names), (2, 2, 4, 5), seed=seed, training=subject.modes[0])
+        run, dy = (
+            numeric.expected(),
+            np.lib.stride_tricks.as_strided(np.ones(1, np.float32), numeric.dy().shape, [0] * 4),
+        )
+        got, due = numeric.built(subject).backward(numeric.x(), dy, numeric.training), vjp(run, dy)
+        ones = "dy = np.lib.stride_tricks.as_strided(np.ones(1, np.float32), case.dy().shape, [0] * 4)"
+        call = "gradients = block.backward(case.x(), dy, case.training)"
+        example = numeric.script(["import numpy as np", ones, call])
+        within("5.1", "the gradient of the input", got.dx, due.dx, example, run, "dx")
+        for name, bounded in due.params.items():
+            within("5.2", f"the gradient of {name}", got.params[name], bounded, example, run, name)
+
+
 @pytest.mark.clause("5.6")
 @by_norm
 @given(seed=st.integers(0, 10_000))
@@ -127,7 +155,7 @@ def test_every_parameter_receives_its_gradient(subject: Subject, thin: Thin, nor
                 broken.append((numeric, error))
     if broken:
         numeric, first = broken[0]
-        got_text = f"{len(broken)} of {total} calls cannot be trained from; the first: {first.got}"
+        got_text = f"{len(broken)} of {total} calls cannot be trained from; {first.what} of the first: {first.got}"
         raise NonConformance("5.9", first.what, got_text, first.expected, numeric.example(backward=True)) from first
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from spec_tests.compare import SUBJECT, Example, Thin, differing, equal, equal_entries, focused
 from spec_tests.config import NAMED_VALUES, BlockConfig
-from spec_tests.enumeration import enumerated, named_values
+from spec_tests.enumeration import enumerated, large, named_values
 from spec_tests.numeric import Numeric, count, named, numerics, same_within, within
 from spec_tests.oracle import Forward
 from spec_tests.subjects.base import Array, Subject
@@ -40,6 +40,13 @@ def judge_buffers(
             within(clause, f"{name} {what}", got[name], run.stats[name], example, run, name)
 
 
+def judge_call(subject: Subject, numeric: Numeric) -> None:
+    """Check every buffer after one call in training."""
+    block = numeric.built(subject)
+    block.forward(numeric.x(), True)
+    judge_buffers(block.state(), numeric.expected(), numeric.example(), "after one call")
+
+
 @pytest.mark.clause("6.1", "6.2", "6.3")
 @by_scaler
 @given(data=st.data())
@@ -47,10 +54,38 @@ def test_one_call(subject: Subject, scaler: str, data: st.DataObject) -> None:
     """One call in training replaces the mean and the unbiased variance of every norm, and counts."""
     drawn: Numeric = data.draw(numerics(scaler))
     for names in focused(named_values(normalizer="batch", scaler=scaler)):
-        numeric = named(drawn, True, **names)
-        block = numeric.built(subject)
-        block.forward(numeric.x(), True)
-        judge_buffers(block.state(), numeric.expected(), numeric.example(), "after one call")
+        judge_call(subject, named(drawn, True, **names))
+
+
+@pytest.mark.clause("6.1", "6.2", "6.3")
+@by_scaler
+def test_large_sizes(subject: Subject, thin: Thin, scaler: str) -> None:
+    """Beyond the sizes that are drawn."""
+    batch = [(config, shape) for config, shape in large(scaler) if config.normalizer == "batch"]
+    for seed, (config, shape) in thin(enumerate(batch)):
+        judge_call(subject, Numeric(config, shape, seed=seed))
+
+
+@pytest.mark.clause("6.1", "6.2", "6.3")
+@pytest.mark.needs("float64")
+def test_float64(subject: Subject, thin: Thin) -> None:
+    """float64, whose bounds tell 0.1 from its neighbour in float32."""
+    for seed, names in thin(enumerate(named_values(normalizer="batch"))):
+        judge_call(subject, Numeric(BlockConfig.of(2, 3, **names), (2, 2, 4, 5), seed=seed, dtype="float64"))
+
+
+@pytest.mark.clause("6.3", "6.6")
+@pytest.mark.parametrize("calls", [999, 2**24, 2**31 - 1, 2**40])
+def test_a_call_after_many(subject: Subject, calls: int) -> None:
+    """However many calls were counted before, the next one is one more, and has the same factors."""
+    numeric = Numeric(BlockConfig.of(2, 3, normalizer="batch"), (2, 2, 4, 5))
+    state = {n: np.array(calls) if n.endswith("tracked") else v for n, v in numeric.state().items()}
+    block = numeric.built(subject, state)
+    block.forward(numeric.x(), True)
+    code = f"{{n: v * 0 + {calls} if n.endswith('tracked') else v for n, v in case.state().items()}}"
+    example = numeric.script(["y = block.forward(case.x(), True)"], state=code)
+    clauses = {**dict.fromkeys(CLAUSES, "6.6"), "num_batches_tracked": "6.3"}
+    judge_buffers(block.state(), numeric.expected(state), example, f"after call {calls + 1}", clauses)
 
 
 @pytest.mark.clause("6.5")

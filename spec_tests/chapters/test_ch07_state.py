@@ -162,6 +162,10 @@ def test_distribution_at_construction(subject: Subject, normalizer: str) -> None
                 allowed = math.sqrt(math.log(2e12) / (2 * n))
                 what = f"distance of the distribution of {name} from the uniform one"
                 holds("7.7", what, distance <= allowed, distance, f"at most {allowed}", Example.of(config))
+                # The largest of n is below 1 - 28/n about as rarely.
+                least, largest = 1 - 28 / n, float(np.abs(scaled).max())
+                what = f"largest magnitude of {name} in units of its range"
+                holds("7.7", what, largest >= least, largest, f"at least {least}", Example.of(config))
 
 
 @pytest.mark.clause("7.8")
@@ -258,6 +262,18 @@ def judge_twin(subject: Subject, thin: Thin, normalizer: str, clause: str, make:
         equal_outputs(clause, "the block and its twin", twin, block, example)
         fresh_start(clause, {"the twin": twin, "the block": block}, example)
         fresh_start(clause, {"the block": block, "the twin": twin}, example)
+
+
+@pytest.mark.clause("7.12", "7.13")
+@pytest.mark.needs("convert", "copy", "serialize", "float64")
+@by_norm
+def test_twins_of_another_type(subject: Subject, normalizer: str) -> None:
+    """A block of float64 stays one."""
+    config = BlockConfig.of(2, 3, normalizer=normalizer)
+    example, block = Example.of(config), subject.build(config.arguments()).converted("float64")
+    for clause, twin in (("7.12", block.copy()), ("7.13", block.serialized())):
+        equal_entries(clause, "roles and types", twin.entries(), block.entries(), example)
+        equal_entries(clause, "entries that differ", differing(twin.state(), block.state()), {}, example)
 
 
 @pytest.mark.clause("7.14")

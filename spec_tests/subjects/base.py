@@ -57,10 +57,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Gradients:
-    """`dx` has the shape of the input; `params` has the gradient of every parameter that received one."""
+    """`dx` has the shape of the input; `params` has the gradient of every parameter that received one.
+
+    `y` is the output of the forward call, where the subject has the feature ``"output"``.
+    """
 
     dx: Array
     params: dict[str, Array]
+    y: Array | None = None
 
 
 class Block(ABC):

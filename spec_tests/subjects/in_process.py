@@ -22,7 +22,7 @@ from spec_tests.subjects.base import Array, Block, Crashed, Entry, Gradients, Re
 
 FEATURES = frozenset(
     {"copy", "serialize", "convert", "mode", "memory", "summary", "seed", "python", "backward", "init", "train"}
-    | {"float64", "bfloat16", "bitwise", "layout"}
+    | {"float64", "bfloat16", "bitwise", "layout", "output"}
 )
 
 
@@ -96,12 +96,13 @@ class TorchBlock(Block):
         self.module.zero_grad(set_to_none=True)
         given = self._tensor(x).requires_grad_()
         with _translated(f"{self.code}, called with {x.dtype} {x.shape} and differentiated"):
-            self.module(given).backward(self._tensor(dy))
+            y = self.module(given)
+            y.backward(self._tensor(dy))
         found = {name: _array(p.grad) for name, p in self.module.named_parameters() if p.grad is not None}
         if given.grad is None:
             raise Crashed("the input received no gradient", self.code)
         self._write_back(given, x)
-        return Gradients(_array(given.grad), found)
+        return Gradients(_array(given.grad), found, _array(y))
 
     def result_dtype(self, x: Array, training: bool | None = None) -> str:
         self.module.train(training is not False)
