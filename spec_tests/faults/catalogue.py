@@ -16,6 +16,7 @@ from spec_tests.faults import (
     gradients,
     norm,
     order,
+    rare,
     shapes,
     shortcut,
     single_clauses,
@@ -25,7 +26,7 @@ from spec_tests.faults import (
 from spec_tests.faults.entry import Fault
 
 _AREAS = (norm, batch_norm, activation, order, convolution, shortcut, upsampling, shapes)
-_AREAS += (state, construction, arguments, gradients, arithmetic, conduct, single_clauses)  # type: ignore[assignment]
+_AREAS += (state, construction, arguments, gradients, arithmetic, conduct, single_clauses, rare)  # type: ignore[assignment]
 
 
 def _by_id(*groups: tuple[Fault, ...]) -> dict[str, Fault]:
