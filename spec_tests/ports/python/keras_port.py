@@ -121,6 +121,16 @@ if keras.backend.backend() == "jax":
 
 elif keras.backend.backend() == "torch":
     import torch
+    from keras.src import ops as used_by_layers
+
+    one_pass = used_by_layers.moments
+
+    def moments(x: Any, axes: Any, **options: Any) -> tuple[Any, Any]:
+        """On torch, Keras takes the variance in one pass; of a constant channel it may be below 0 and have no root."""
+        mean, variance = one_pass(x, axes, **options)
+        return mean, ops.maximum(variance, 0)
+
+    used_by_layers.moments = moments
 
     def tensors(arrays: Sequence[Array], requires_grad: bool = False) -> list[torch.Tensor]:
         return [torch.tensor(array, requires_grad=requires_grad) for array in arrays]
