@@ -304,7 +304,7 @@ def test_runs(tmp_path: Path) -> None:
     assert conduct.status == 1
     assert "KNOWN FAILURES unexpected failure: conduct (conduct): it exited with status 1" in conduct.out
     assert elsewhere.status == 0
-    assert elsewhere.out.rstrip().endswith("conforms: 1 clauses hold, 684 checks")
+    assert re.search(r"conforms: 1 clauses hold, \d+ checks$", elsewhere.out.rstrip())
 
 
 @pytest.mark.slow
