@@ -19,6 +19,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -34,6 +35,7 @@ from rich.table import Table
 
 from mdnc.modules.resnet import BlockBottleneck2d
 from spec_tests.config import BlockConfig
+from spec_tests.faults.controls import folded
 from spec_tests.generators import INPUT_KINDS, STATE_KINDS, draw_case, draw_input, draw_state, representable
 from spec_tests.oracle import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, TF32, Arith, Bounded, forward, judge, vjp
 from tools.numpy_blocks import ALGORITHMS, TF32_PRODUCTS
@@ -92,6 +94,10 @@ def _several_samples(config: BlockConfig, shape: Shape) -> bool:
     InstanceNorm2d(4)(x).backward(g.contiguous(memory_format=torch.channels_last)) for x, g (1, 4, 3, 5).
     """
     return shape[0] > 1 or config.normalizer in ("batch", "null")
+
+
+def _folds(config: BlockConfig, _shape: Shape) -> bool:
+    return config.normalizer == "batch"
 
 
 @dataclass(frozen=True)
@@ -170,6 +176,11 @@ def _native(*call: Any) -> Arrays:
         return run_torch(*call)
 
 
+def _folded(*call: Any) -> Arrays:
+    with torch.no_grad():
+        return run_torch(*call, backward=False, wrap=lambda block: partial(folded, block))
+
+
 def _compiled(*call: Any) -> Arrays:
     # Beyond the limit torch would fall back to the interpreter, and prove nothing.
     torch._dynamo.config.recompile_limit = 1000
@@ -199,6 +210,7 @@ def implementations() -> Iterator[Implementation]:
     )
     yield Implementation("torch without oneDNN", _native)
     yield Implementation("torch, flush to zero", _flushed)
+    yield Implementation("torch, norms folded", _folded, gradients=_never, judged=_folds)
     yield Implementation("torch compiled", _compiled, configurations=6)
     for name, algorithm in ALGORITHMS.items():
         yield Implementation(f"NumPy, {name}", algorithm.run)

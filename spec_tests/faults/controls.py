@@ -6,12 +6,14 @@ of each is why.
 
 from __future__ import annotations
 
+import copy
 import zlib
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mdnc.modules.resnet import BlockBottleneck2d as Block
 from spec_tests.faults import engines
@@ -149,6 +151,29 @@ def scaled_norm(norm: Any, x: Tensor) -> Tensor:
     return found.to(x.dtype)
 
 
+def _without_norms(found: list[nn.Module], x: Tensor) -> Tensor:
+    """Layers in evaluation, each batch norm right behind a convolution folded into it in at least float32."""
+    dtype = x.dtype
+    for index, layer in enumerate(found):
+        after = found[index + 1] if index + 1 < len(found) else None
+        if isinstance(layer, nn.Conv2d) and isinstance(after, nn.BatchNorm2d):
+            wide = torch.promote_types(dtype, torch.float32)
+            x = fuse_conv_bn_eval(layer.to(wide), after.to(wide))(x.to(wide)).to(dtype)
+        elif not (index and isinstance(layer, nn.BatchNorm2d) and isinstance(found[index - 1], nn.Conv2d)):
+            x = layer(x)
+    return x
+
+
+def folded(block: Any, x: Tensor) -> Tensor:
+    """The block as an engine for inference runs it; with gradients or in training as it is."""
+    if block.training or torch.is_grad_enabled():
+        return Block.forward(block, x)
+    block._check(x)
+    block = copy.deepcopy(block)
+    res = _without_norms([layer for name in ("conv1", "conv2", "conv3") for layer in getattr(block, name)], x)
+    return res + (x if block.in_node is None else _without_norms(list(block.in_node), x))
+
+
 def _inplace(block: Any) -> None:
     put(layers(block, nn.ReLU), inplace=True)
 
@@ -247,8 +272,14 @@ CONTROLS = (
     _control(
         "affine_by_one_product",
         "evaluation of a batch norm as one product and one sum",
-        "folded norms",
+        "norms as scale and shift",
         patch=lambda block: instead(engines.batch_norms(block), scaled_norm),
+    ),
+    _control(
+        "folded_norms",
+        "evaluation folds a batch norm into the convolution before it",
+        "graph optimizers of inference engines",
+        forward=folded,
     ),
 )
 

@@ -61,6 +61,7 @@ class Arith:
         coordinate: unit roundoff of the source coordinates of up-sampling.
         one_pass: admits the variance E[x^2] - E[x]^2, clipped at 0.
         fast_convolution: admits Winograd and FFT, whose errors spread over a whole channel.
+        folded_norm: admits a norm with given statistics in the weights and the bias of the convolution before it.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Arith:
     coordinate: float = 2.0**-24
     one_pass: bool = True
     fast_convolution: bool = True
+    folded_norm: bool = True
 
     def gamma(self, n: float) -> float:
         """The relative error of n roundings in any order: n u / (1 - n u) (Higham 2002, section 3.1)."""
@@ -110,8 +112,8 @@ def _single(name: str, **changes: float) -> Arith:
 FLOAT32 = _single("float32")
 """float32, every admitted algorithm: the bound that decides a verdict."""
 
-FLOAT32_STRICT = _single("float32 strict", one_pass=False, fast_convolution=False)
-"""float32 without one-pass variance and without fast convolution: a grade that is reported."""
+FLOAT32_STRICT = _single("float32 strict", one_pass=False, fast_convolution=False, folded_norm=False)
+"""float32 without one-pass variance, fast convolution and folded norms: a grade that is reported."""
 
 TF32 = _single("tf32", product=2 * 2.0**-11 + 2.0**-22)
 """float32 whose convolutions round their factors to a mantissa of 10 bits."""

@@ -12,6 +12,9 @@ Errors, with n the number of elements that share mu and var:
 - Welford's variance is off by about n u sqrt(var * mean x^2) (Chan, Golub, LeVeque, Algorithms for computing
   the sample variance, The American Statistician 37, 1983), the one-pass variance by about n u mean x^2.
 - The affine step may be x (g r) + (b - mu g r), whose terms are as large as |x| and |mu| allow.
+- Folded into a convolution of n products before it, w' = w (g r) and b' = b - mu g r, the n sums may begin with
+  b': another n roundoffs of it. That w' is rounded costs nothing: of the n roundoffs granted to the convolution
+  itself its last sum takes one of the result, which those of the affine step cover. w' is a normal number or 0.
 - 1/sqrt is granted 4 ulp (8 roundoffs); chosen.
 """
 
@@ -111,8 +114,13 @@ def normalize(
     given: Moments,
     arith: Arith,
     eps_outside: bool = False,
+    folded: int = 0,
 ) -> tuple[Bounded, Normalized]:
-    """The output y = g (x - mu) / sqrt(var + eps) + b; `eps_outside` for the wrong rule sqrt(var) + eps."""
+    """The output y = g (x - mu) / sqrt(var + eps) + b.
+
+    `eps_outside` for the wrong rule sqrt(var) + eps; `folded`: the products of the convolution that it may be
+    folded into, 0 for none.
+    """
     mean, variance = given.mean, given.variance
     inside, outside = (0.0, eps) if eps_outside else (eps, 0.0)
     relative = arith.gamma(4 + RSQRT) + arith.storage
@@ -138,6 +146,10 @@ def normalize(
     if g is not None:
         # In the form x (g r) + (b - mu g r), the product g r may be flushed to zero.
         value, bound = g * value, np.abs(g) * bound + arith.tiny * reach
+    if folded:
+        scale = steepest if g is None else np.abs(g) * steepest
+        bound = bound + arith.gamma(folded) * scale * (np.abs(mean.value) + mean.bound)
+        c += arith.gamma(folded)
     if b is not None:
         value, bound = value + b, bound + c * np.abs(b)
     return arith.stored(value, bound), saved

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 from spec_tests.config import BlockConfig, Layer, Pair
@@ -43,18 +44,29 @@ def plan(config: BlockConfig, rules: Rules) -> Plan:
     if rules.padding_place == "norm":
         branches["conv2"] = _padded_first(branches["conv2"], config)
 
-    residual = [step for name in ("conv1", "conv2", "conv3") for step in branches[name]]
+    residual = _foldable([step for name in ("conv1", "conv2", "conv3") for step in branches[name]])
     shared = 0
     if rules.shortcut_input != "input":
         if not config.pre_activated and rules.shortcut_input == "pre_activated":
             raise NotApplicable("nothing is activated before the first convolution")
         convolution = next(i for i, step in enumerate(residual) if step.kind == "conv")
         shared = convolution if rules.shortcut_input == "pre_activated" else len(branches["conv1"])
-    shortcut = _shortcut(branches["in_node"], config, rules)
+    shortcut = _foldable(_shortcut(branches["in_node"], config, rules))
     if rules.shortcut_activation:
         shortcut.append(FixedActStep("shortcut activation", _activator(config)))
     after: list[Step] = [FixedActStep("final activation", _activator(config))] if rules.final_activation else []
     return Plan(tuple(residual), tuple(shortcut), tuple(after), shared)
+
+
+def _foldable(steps: list[Step]) -> list[Step]:
+    """The steps, with each batch norm told of the convolution right before it, in another branch too."""
+    found = steps[:1]
+    for before, step in pairwise(steps):
+        if isinstance(before, ConvStep) and isinstance(step, NormStep) and step.batch:
+            found.append(replace(step, behind=before.name))
+        else:
+            found.append(step)
+    return found
 
 
 def _activator(config: BlockConfig) -> str:

@@ -122,7 +122,10 @@ class ActStep:
 
 @dataclass(frozen=True)
 class NormStep:
-    """A norm. `axes` are those of its own statistics; `batch` has running ones, and the rules for them."""
+    """A norm. `axes` are those of its own statistics; `batch` has running ones, and the rules for them.
+
+    `behind` names the convolution right before it, empty for none.
+    """
 
     name: str
     batch: bool
@@ -138,6 +141,7 @@ class NormStep:
     training_statistics: str = "batch"
     evaluation_statistics: str = "running"
     gradient: str = "through"
+    behind: str = ""
     kind: ClassVar[str] = "norm"
 
     def own_statistics(self, training: bool) -> bool:
@@ -159,7 +163,9 @@ class NormStep:
         g, b = run.channel(f"{self.name}.weight"), run.channel(f"{self.name}.bias")
         if self.affine != "scale_shift":
             g, b = alternatives.affine(g, b, self.affine)
-        y, saved = norm.normalize(x, g, b, self.eps, given, run.arith, self.eps_outside)
+        folds = self.behind and run.arith.folded_norm and not (own or run.training)
+        folded = run.state[f"{self.behind}.weight"][0].size if folds else 0
+        y, saved = norm.normalize(x, g, b, self.eps, given, run.arith, self.eps_outside, folded)
         if self.unbiased and own:
             saved.curvature = saved.curvature * (given.n / (given.n - 1))
         return y, (saved, g)

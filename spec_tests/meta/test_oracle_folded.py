@@ -1,0 +1,103 @@
+"""A batch norm folded into the convolution before it: within the bound in evaluation, and granted nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from spec_tests.config import BlockConfig
+from spec_tests.generators import draw_input, draw_state
+from spec_tests.oracle import FLOAT32, FLOAT32_STRICT, Arith, forward, vjp
+from spec_tests.oracle.bounds import Bounded
+from spec_tests.oracle.conv import convolve
+from spec_tests.oracle.norm import given_moments, normalize
+from spec_tests.oracle.plan import plan
+from spec_tests.oracle.rules import SPEC
+from spec_tests.oracle.steps import NormStep
+from spec_tests.oracle.verdict import judge
+
+F = np.float32
+EPS, N = 1e-5, 400
+BELOW = 2.0**-24 * (1 - 2.0**-10)  # half a unit in the last place of 1, and a little less: swallowed by a sum
+
+
+def judged(x: float, mean: float, shift: float, folded: int) -> tuple[Any, Any]:
+    """A 1 x 1 convolution of N equal channels by ones, and a norm: sums that begin, and that end, with b'."""
+    variance, scale = np.full((1, 1, 1, 1), 1 - EPS), np.ones((1, 1, 1))
+    exact = Bounded.exact(np.full((1, N, 1, 1), F(x)))
+    y = convolve(exact, np.ones((1, N, 1, 1)), None, (1, 1), (0, 0), FLOAT32)
+    given = given_moments(y, Bounded.exact(np.full((1, 1, 1, 1), mean)), Bounded.exact(variance))
+    bounded, _ = normalize(y, scale, scale * shift, EPS, given, FLOAT32, folded=folded)
+    products = np.full(N, F(x))
+    b = F(shift) - F(mean)
+    first = np.cumsum(np.append(b, products), dtype=F)[-1]
+    last = np.cumsum(products, dtype=F)[-1] + b
+    return judge(first.reshape(1, 1, 1, 1), bounded), judge(last.reshape(1, 1, 1, 1), bounded)
+
+
+@pytest.mark.parametrize(("mean", "shift"), [(-1.0, 0.0), (0.0, 1.0)])
+def test_sums_may_begin_with_the_shift(mean: float, shift: float) -> None:
+    first, last = judged(BELOW, mean, shift, N)
+    assert first.ok, first.describe()
+    assert last.ok, last.describe()
+    assert first.ratio > 0.9, "the bound is wider than N roundings of the shift"
+    assert not judged(BELOW, mean, shift, 0)[0].ok
+    assert judged(BELOW, mean, shift, 0)[1].ok
+
+
+def bounds(arith: Arith, training: bool, **names: Any) -> tuple[Any, dict[str, Any]]:
+    config = BlockConfig.of(3, 4, **names)
+    rng = np.random.default_rng(0)
+    state = draw_state(config, rng, "distinct", "float32")
+    x = draw_input(config, (3, 3, 5, 6), rng, "normal", "float32")
+    result = forward(config, state, x, training=training, arith=arith)
+    gradients = vjp(result, np.ones(result.y.shape))
+    return result.y.bound, {"dx": gradients.dx.bound, **{name: g.bound for name, g in gradients.params.items()}}
+
+
+APART = replace(FLOAT32, folded_norm=False)
+
+
+@pytest.mark.parametrize("order", ["new", "old"])
+def test_only_the_output_in_evaluation_is_granted_more(order: str) -> None:
+    (wide, gradients), (narrow, others) = (
+        bounds(a, False, normalizer="batch", layer_order=order) for a in (FLOAT32, APART)
+    )
+    assert (wide > narrow).all()
+    for name, bound in gradients.items():
+        # Through the inputs of later layers alone, which may be off by more.
+        assert (bound >= others[name]).all(), name
+        assert (bound <= 3 * others[name]).all(), name
+
+
+@pytest.mark.parametrize(
+    ("training", "normalizer"), [(True, "batch"), (False, "inst"), (False, "pinst"), (False, "null")]
+)
+def test_nothing_else_changes(training: bool, normalizer: str) -> None:
+    (wide, gradients), (narrow, others) = (bounds(a, training, normalizer=normalizer) for a in (FLOAT32, APART))
+    np.testing.assert_array_equal(wide, narrow)
+    for name, bound in gradients.items():
+        np.testing.assert_array_equal(bound, others[name])
+
+
+def test_the_strict_bound_has_none_of_it() -> None:
+    assert FLOAT32.folded_norm
+    assert not FLOAT32_STRICT.folded_norm
+
+
+@pytest.mark.parametrize(
+    ("arguments", "behind"),
+    [
+        ({"layer_order": "new"}, ["", "conv1.2", "conv2.2", "in_node.0"]),
+        ({"layer_order": "old"}, ["conv1.0", "conv2.0", "conv3.0", "in_node.0"]),
+        ({"layer_order": "old", "scaler": "up", "stride": 2}, ["conv1.0", "conv2.1", "conv3.0", "in_node.1"]),
+        ({"layer_order": "new", "activator": "null"}, ["", "conv1.1", "conv2.1", "in_node.0"]),
+        ({"layer_order": "old", "normalizer": "inst"}, ["", "", "", ""]),
+    ],
+)
+def test_the_convolution_right_before(arguments: dict[str, Any], behind: list[str]) -> None:
+    steps = plan(BlockConfig.of(3, 4, **{"normalizer": "batch", **arguments}), SPEC)
+    assert [s.behind for s in (*steps.residual, *steps.shortcut) if isinstance(s, NormStep)] == behind
