@@ -111,11 +111,12 @@ def large(scaler: str) -> Iterator[tuple[BlockConfig, tuple[int, int, int, int]]
     sizes: list[tuple[dict[str, Any], tuple[int, int, int]]] = [
         ({"in_planes": 3, "out_planes": 4}, (18, 5, 6)),
         ({"in_planes": 40, "out_planes": 40}, (2, 3, 4)),
+        ({"in_planes": 7, "out_planes": 13}, (2, 4, 5)),
         ({"in_planes": 33, "out_planes": 70, "kernel_size": 1, "padding": 0}, (2, 4, 3)),
         ({"in_planes": 2, "out_planes": 3, "kernel_size": (7, 9), "padding": (3, 4), "stride": (1, 2)}, (2, 9, 8)),
         ({"in_planes": 2, "out_planes": 2, "stride": (4, 5)}, (2, 9, 11)),
         ({"in_planes": 2, "out_planes": 2, "stride": 2}, (1, 3, 71)),
-        ({"in_planes": 1, "out_planes": 2}, (1, 41, 2)),
+        ({"in_planes": 1, "out_planes": 2, "stride": (2, 1)}, (1, 301, 2)),
     ]
     for number, (arguments, (batch, height, width)) in enumerate(sizes):
         for place, normalizer in enumerate(NAMED_VALUES["normalizer"]):

@@ -92,6 +92,18 @@ def test_large_constants(subject: Subject, thin: Thin, normalizer: str) -> None:
 
 
 @pytest.mark.clause("4.1")
+@by_norm
+def test_one_sign(subject: Subject, thin: Thin, normalizer: str) -> None:
+    """No element of the input above 0, and none below: a path for either, or a maximum that begins at 0, shows."""
+    for seed, (sign, names) in thin(enumerate(product(("-", ""), named_values(normalizer=normalizer)))):
+        numeric = Numeric(BlockConfig.of(3, 3, **names), (2, 3, 4, 5), seed=seed, training=subject.modes[0])
+        x = np.abs(numeric.x())
+        x = -x if sign else x
+        run, y = numeric.expected(x=x), numeric.built(subject).forward(x, numeric.training)
+        within("4.1", "the output", y, run.y, numeric.example(x=f"x = {sign}abs(case.x())"), run)
+
+
+@pytest.mark.clause("4.1")
 def test_strict_grade(subject: Subject, thin: Thin) -> None:
     """Inputs with an offset, on which a one-pass variance loses digits: within the bounds, and in the strict ones?"""
     for seed, names in thin(enumerate(named_values())):

@@ -73,7 +73,7 @@ def test_calls_leave_no_trace(subject: Subject, thin: Thin, normalizer: str) -> 
     bitwise = "bitwise" in subject.features
     for seed, (_, config) in thin(enumerate(enumerated(normalizer=normalizer))):
         for training in subject.modes:
-            numeric = Numeric(config, (2, config.in_planes, 5, 6), seed=seed, training=training)
+            numeric = Numeric(config, (3, config.in_planes, 5, 6), seed=seed, training=training)
             block, example = numeric.built(subject), numeric.example()
             state, x = numeric.state(), numeric.x()
             bound = 2 * numeric.expected().y.bound

@@ -35,6 +35,37 @@ def _large_kernels(conv: Any, x: Tensor) -> Tensor:
     return F.conv2d(x, weight, conv.bias, conv.stride, conv.padding)
 
 
+def _short_remainder(conv: Any, x: Tensor) -> Tensor:
+    """Channels are taken by eights; the table for those that are left ends at six."""
+    weight, planes = conv.weight, x.shape[1] if x.ndim == 4 else 0
+    if planes % 8 == 7:
+        weight = torch.cat((weight[:, :-1], torch.zeros_like(weight[:, -1:])), 1)
+    return F.conv2d(x, weight, conv.bias, conv.stride, conv.padding)
+
+
+def _index_of_a_byte(up: Any, x: Tensor) -> Tensor:
+    """Behind 256 the places of the input begin anew."""
+    if max(x.shape[2:]) <= 256:
+        return engines.native(up, x)
+    y = x
+    for axis, size in zip((2, 3), engines.target(up, x), strict=True):
+        low, high, part = engines.taps(y.shape[axis], size, "corners", y)
+        part = part[(...,) + (None,) * (3 - axis)]
+        y = y.index_select(axis, low % 256) * (1 - part) + y.index_select(axis, high % 256) * part
+    return y
+
+
+def _no_number_above_zero(block: Any, x: Tensor) -> Tensor:
+    y = Block.forward(block, x)
+    return y if x.amax() > 0 else 1.01 * y
+
+
+def _written_into_x(block: Any, x: Tensor) -> Tensor:
+    y = Block.forward(block, x)
+    reused = block.in_node is None and len(x) > 2 and not (block.training or torch.is_grad_enabled())
+    return x.copy_(y) if reused else y
+
+
 def _ghost_batches(norm: Any, x: Tensor) -> Tensor:
     if not norm.training or len(x) <= 4 or len(x) % 4 == 1:
         return engines.native(norm, x)
@@ -292,6 +323,34 @@ FAULTS = (
         "7.12",
         "state",
         methods={"__deepcopy__": _rebuilt},
+    ),
+    fault(
+        "seventh_channel_lost",
+        "the last channel is lost if seven are left over by eights",
+        "vector registers, and a table of remainders that is too short",
+        "4.1 4.2",
+        patch=lambda block: instead(convolutions(block), _short_remainder),
+    ),
+    fault(
+        "row_in_a_byte",
+        "up-sampling begins anew behind 256 rows",
+        "an index of eight bits",
+        "4.1 4.14",
+        patch=lambda block: instead(upsamplings(block), _index_of_a_byte),
+    ),
+    fault(
+        "nothing_above_zero",
+        "the output is larger where no number of the input is above 0",
+        "a scale from a maximum that begins at 0",
+        "4.1",
+        forward=_no_number_above_zero,
+    ),
+    fault(
+        "large_batch_written_into_x",
+        "the output of more than two samples is written into the input",
+        "a buffer that is reused where it pays",
+        "9.6",
+        forward=_written_into_x,
     ),
     fault(
         "padding_same_taken", "padding='same' is taken", "torch and Keras take it", "1.15", "arguments", arguments=_same
