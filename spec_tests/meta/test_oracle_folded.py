@@ -16,7 +16,7 @@ from spec_tests.oracle.conv import convolve
 from spec_tests.oracle.norm import given_moments, normalize
 from spec_tests.oracle.plan import plan
 from spec_tests.oracle.rules import SPEC
-from spec_tests.oracle.steps import NormStep
+from spec_tests.oracle.steps import ConvStep, NormStep
 from spec_tests.oracle.verdict import judge
 
 F = np.float32
@@ -46,6 +46,34 @@ def test_sums_may_begin_with_the_shift(mean: float, shift: float) -> None:
     assert first.ratio > 0.9, "the bound is wider than N roundings of the shift"
     assert not judged(BELOW, mean, shift, 0)[0].ok
     assert judged(BELOW, mean, shift, 0)[1].ok
+
+
+def test_weights_may_be_rounded_once_more() -> None:
+    """Two products that cancel, folded, and summed from the shift: five roundoffs of them, two more than unfolded."""
+    rng, count = np.random.default_rng(0), 400_000
+    w = ((1 + 0.15 * rng.random((count, 2))) * (1, -1)).astype(F)
+    x = (1 + 0.1 * rng.random((count, 2))).astype(F)
+    near = x[:, 0].astype(float) * w[:, 0] / -w[:, 1] * (1 + (rng.random(count) - 0.5) * 2.0**-22)
+    x[:, 1] = near.astype(F)
+    variance = (0.3 + rng.random(count)).astype(F)
+    mean = (rng.choice([-1, 1], count) * 10 ** rng.uniform(-7.5, -5, count)).astype(F)
+    r = (1 / np.sqrt(variance.astype(float) + EPS)).astype(F)
+    folded = w * r[:, None]
+    got = (-(mean * r) + folded[:, 0] * x[:, 0]) + folded[:, 1] * x[:, 1]
+    size = np.abs(w.astype(float) * x).sum(1) * r
+    exact = ((w.astype(float) * x).sum(1) - mean) * (1 / np.sqrt(variance.astype(float) + EPS))
+    found = {False: 0.0, True: 0.0}
+    for i in np.argsort(-np.abs(got - exact) / size)[:50]:
+        row, weight = x[i].reshape(1, 2, 1, 1).astype(float), w[i].reshape(1, 2, 1, 1).astype(float)
+        statistics = (Bounded.exact(np.full((1, 1, 1, 1), a[i], float)) for a in (mean, variance))
+        mu, var = statistics
+        one = np.ones((1, 1, 1))
+        for admitted, largest in found.items():
+            y = convolve(Bounded.exact(row), weight, None, (1, 1), (0, 0), FLOAT32, folded=admitted)
+            bounded, _ = normalize(y, one, 0 * one, EPS, given_moments(y, mu, var), FLOAT32, folded=2)
+            found[admitted] = max(largest, judge(got[i].reshape(1, 1, 1, 1), bounded).ratio)
+    assert found[False] > 1
+    assert 0.5 < found[True] <= 1
 
 
 def bounds(arith: Arith, training: bool, **names: Any) -> tuple[Any, dict[str, Any]]:
@@ -100,4 +128,6 @@ def test_the_strict_bound_has_none_of_it() -> None:
 )
 def test_the_convolution_right_before(arguments: dict[str, Any], behind: list[str]) -> None:
     steps = plan(BlockConfig.of(3, 4, **{"normalizer": "batch", **arguments}), SPEC)
-    assert [s.behind for s in (*steps.residual, *steps.shortcut) if isinstance(s, NormStep)] == behind
+    both = (*steps.residual, *steps.shortcut)
+    assert [s.behind for s in both if isinstance(s, NormStep)] == behind
+    assert {s.name for s in both if isinstance(s, ConvStep) and s.folds} == {name for name in behind if name}

@@ -67,10 +67,20 @@ def _spread(dy: Array, w: Array, stride: Pair, padding: Pair, dilation: Pair, si
 
 
 def convolve(
-    x: Bounded, w: Array, b: Array | None, stride: Pair, padding: Pair, arith: Arith, dilation: Pair = ONE
+    x: Bounded,
+    w: Array,
+    b: Array | None,
+    stride: Pair,
+    padding: Pair,
+    arith: Arith,
+    dilation: Pair = ONE,
+    folded: bool = False,
 ) -> Bounded:
-    """The output y = b + w * x, see the formula of this module; w and b are exact."""
-    n = w[0].size + (b is not None)
+    """The output y = b + w * x, see the formula of this module; w and b are exact.
+
+    `folded`: a norm behind it may be folded into w, which rounds w once more, and one more sum adds the shift.
+    """
+    n = w[0].size + (b is not None) + (2 if folded else 0)
     c = arith.gamma_products(n)
 
     value = _correlate(x.value, w, stride, padding, dilation)

@@ -13,8 +13,8 @@ Errors, with n the number of elements that share mu and var:
   the sample variance, The American Statistician 37, 1983), the one-pass variance by about n u mean x^2.
 - The affine step may be x (g r) + (b - mu g r), whose terms are as large as |x| and |mu| allow.
 - Folded into a convolution of n products before it, w' = w (g r) and b' = b - mu g r, the n sums may begin with
-  b': another n roundoffs of it. That w' is rounded costs nothing: of the n roundoffs granted to the convolution
-  itself its last sum takes one of the result, which those of the affine step cover. w' is a normal number or 0.
+  b': another n roundoffs of it. Those of w' and of the added sum are granted to the convolution (`conv.convolve`).
+  w' is a normal number or 0.
 - 1/sqrt is granted 4 ulp (8 roundoffs); chosen.
 """
 

@@ -59,13 +59,12 @@ def plan(config: BlockConfig, rules: Rules) -> Plan:
 
 
 def _foldable(steps: list[Step]) -> list[Step]:
-    """The steps, with each batch norm told of the convolution right before it, in another branch too."""
-    found = steps[:1]
-    for before, step in pairwise(steps):
+    """The steps; a convolution and a batch norm right behind it, in another branch too, are told of each other."""
+    found = list(steps)
+    for index, (before, step) in enumerate(pairwise(steps)):
         if isinstance(before, ConvStep) and isinstance(step, NormStep) and step.batch:
-            found.append(replace(step, behind=before.name))
-        else:
-            found.append(step)
+            found[index] = replace(before, folds=True)
+            found[index + 1] = replace(step, behind=before.name)
     return found
 
 

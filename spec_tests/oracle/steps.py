@@ -56,7 +56,7 @@ class Step(Protocol):
 
 @dataclass(frozen=True)
 class ConvStep:
-    """A convolution; `lay` names how the weight is read (`alternatives.lay`)."""
+    """A convolution; `lay` names how the weight is read (`alternatives.lay`), `folds`: a batch norm is right behind."""
 
     name: str
     stride: Pair
@@ -64,6 +64,7 @@ class ConvStep:
     dilation: Pair = (1, 1)
     lay: str = ""
     with_bias: bool = True
+    folds: bool = False
     kind: ClassVar[str] = "conv"
 
     def forward(self, x: Bounded, run: Run) -> tuple[Bounded, Any]:
@@ -71,7 +72,9 @@ class ConvStep:
         b = run.state.get(f"{self.name}.bias") if self.with_bias else None
         if self.lay:
             w = alternatives.lay(w, self.lay)
-        return conv.convolve(x, w, b, self.stride, self.padding, run.arith, self.dilation), (x, w, b is not None)
+        folded = self.folds and run.arith.folded_norm and not run.training
+        y = conv.convolve(x, w, b, self.stride, self.padding, run.arith, self.dilation, folded)
+        return y, (x, w, b is not None)
 
     def vjp(self, saved: Any, dy: Bounded, run: Run) -> Bounded:
         x, w, has_bias = saved
