@@ -112,7 +112,7 @@ class Compared:
             return verdict.exit_status()
         if verdict.troubles or "unreached" in verdict.clause_status().values():
             return NOT_JUDGED
-        return PARTIAL if verdict.unsupported() else CONFORMS
+        return PARTIAL if verdict.unsupported() or "vacuous" in verdict.clause_status().values() else CONFORMS
 
     def summary(self, verdict: Verdict) -> str:
         """The last line of the report, where the file changed anything; else empty."""
@@ -124,7 +124,9 @@ class Compared:
             return ""
         holding = sum(status == "passed" for status in verdict.clause_status().values())
         clauses = ", ".join(dict.fromkeys(entry.clause for entry in self.expected.values()))
+        vacuous = [clause for clause, status in verdict.clause_status().items() if status == "vacuous"]
         partial = f"; partial: not offered: {', '.join(verdict.unsupported())}" if verdict.unsupported() else ""
+        partial += f"; partial: no example says anything of {', '.join(vacuous)}" if vacuous else ""
         known = _count(len(self.expected), "known failure")
         return f"conforms except {known} ({clauses}): {holding} clauses hold{partial}"
 

@@ -156,7 +156,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         session.config.workeroutput["mdnc_spec_subject"] = session.config.stash.get(ABOUT, {})
     complaints: list[str] = session.config.stash.get(CONDUCT, [])
     for collector in _collectors(session.config):
-        collector.verdict.conduct += complaints
+        collector.complain(complaints)
         about: dict[str, Any] = session.config.stash.get(ABOUT, {})
         collector.verdict.subject.update(about)
         collector.verdict.stopped = bool(session.config.getoption("until_first_failure") and session.shouldstop)
@@ -359,14 +359,20 @@ class Collector:
         self.verdict = Verdict()
 
     def scope(self, tested: list[str], selected: list[str]) -> None:
-        self.verdict.tested, self.verdict.selected = frozenset(tested), frozenset(selected)
+        # A round of new examples runs fewer tests than the one before it; what that judged is judged.
+        self.verdict.tested |= frozenset(tested)
+        self.verdict.selected |= frozenset(selected)
+
+    def complain(self, complaints: list[str]) -> None:
+        """Of several processes that end alike, one is told."""
+        self.verdict.conduct = list(dict.fromkeys([*self.verdict.conduct, *complaints]))
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any, error: object | None) -> None:
         output = getattr(node, "workeroutput", {})
         if "mdnc_spec_scope" in output:
             self.scope(*output["mdnc_spec_scope"])
-        self.verdict.conduct += output.get("mdnc_spec_conduct", [])
+        self.complain(output.get("mdnc_spec_conduct", []))
         self.verdict.subject.update(output.get("mdnc_spec_subject", {}))
         if error:
             self.verdict.troubles.append(f"a worker process ended early: {error}")

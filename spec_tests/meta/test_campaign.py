@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from spec_tests.meta.processes import REFERENCE, ROOT, environment, mdnc_spec, mdnc_spec_many, python, run_arguments
+from spec_tests.plugin import Collector
 
 RARE = "py:spec_tests.meta.wrong_blocks:RarelyWrong"
 NARROW = ("--clause", "4.1", "--profile", "smoke")
@@ -44,6 +45,18 @@ def test_what_failed_is_kept_and_tried_first(tmp_path: Path) -> None:
     found, missed, again = mdnc_spec_many(runs, cwd=tmp_path)
     assert (found.status, missed.status, again.status) == (1, 0, 1), found.out + missed.out
     assert set(again.failures()) == {"4.1"}
+
+
+def test_what_one_round_judged_stays_judged() -> None:
+    """Rounds of new examples add to the scope, and what all processes complain of is told once."""
+    collector = Collector()
+    collector.scope(["1.1", "4.1", "7.1"], ["4.1", "7.1"])
+    collector.scope(["1.1", "4.1", "7.1"], ["4.1"])
+    assert collector.verdict.selected == {"4.1", "7.1"}
+    assert collector.verdict.tested == {"1.1", "4.1", "7.1"}
+    collector.complain(["it had to be killed"])
+    collector.complain(["it had to be killed", "it wrote to standard output"])
+    assert collector.verdict.conduct == ["it had to be killed", "it wrote to standard output"]
 
 
 def test_shards_make_one_verdict(tmp_path: Path) -> None:

@@ -142,6 +142,12 @@ def test_bad_arguments_in_a_process(tmp_path: Path) -> None:
     assert "argument -n: '0' must be a whole number of at least 1" in ended.err
 
 
+def test_a_terminal_that_knows_ascii_only(tmp_path: Path) -> None:
+    ended = mdnc_spec("list", cwd=tmp_path, env=environment(PYTHONIOENCODING="ascii"))
+    assert ended.status == 0, ended.err
+    assert r"\u03b5" in ended.out
+
+
 # ------------------------------------------------------------------ subjects that cannot be loaded
 
 BROKEN_SUBJECTS = {

@@ -45,6 +45,7 @@ def known(
 GOOD = outcome("t::good", "1.1")
 BAD = outcome("t::a", "4.2", "failed")
 LOST = outcome("t::lost", "4.3", "unsupported", missing="backward")
+VACUOUS = Outcome("t::vacuous", ("4.3",), "passed", vacuous={"4.3": 7})
 
 
 # ------------------------------------------------------------------ the rules
@@ -57,6 +58,8 @@ LOST = outcome("t::lost", "4.3", "unsupported", missing="backward")
         (verdict(GOOD, BAD), [known()], 0, []),
         (verdict(GOOD, BAD), [known(message="the output: 0.0 at [0]")], 0, []),
         (verdict(GOOD, BAD, LOST), [known()], 2, []),
+        (verdict(GOOD, VACUOUS), [], 2, []),
+        (verdict(GOOD, BAD, VACUOUS), [known()], 2, []),
         # An unexpected failure.
         (verdict(GOOD, BAD), [], 1, ["unexpected failure: t::a (4.2): the output: 0.0 at [0]"]),
         (verdict(GOOD, BAD, outcome("t::b", "4.3", "failed")), [known()], 1, ["unexpected failure: t::b (4.3)"]),
@@ -136,7 +139,8 @@ def test_rules(found: Verdict, entries: list[Known], status: int, words: list[st
         assert summary == f"does not conform: {len(words)} difference{'s' * (len(words) > 1)} from the known failures"
     elif compared.expected and status in (0, 2):
         assert summary.startswith("conforms except 1 known failure (")
-        assert ("partial: not offered: backward" in summary) == (status == 2)
+        assert ("partial: not offered: backward" in summary) == (LOST in found.outcomes)
+        assert ("partial: no example says anything of 4.3" in summary) == (VACUOUS in found.outcomes)
     else:
         assert summary == ""
 

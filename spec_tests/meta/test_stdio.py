@@ -322,6 +322,6 @@ def test_timeouts(text: str, due: Timeouts | None) -> None:
 
 
 def test_shown() -> None:
-    assert shown("plain ± ünïcode\nlines") == "plain ± ünïcode\nlines"
+    assert shown("plain ± ünïcode\n\tlines") == "plain ± ünïcode\n\tlines"
     assert shown("\x1b[2J\ud800\r") == "\N{REPLACEMENT CHARACTER}[2J" + 2 * "\N{REPLACEMENT CHARACTER}"
     assert shown("x" * 50, 10) == "x" * 10 + "…"

@@ -217,6 +217,7 @@ BAD = {
     "too long for its shape": (one(shape=[1]), "needs 4 bytes"),
     "a shape that overflows 64 bits": (one(shape=[2**32, 2**32, 0 + 4]), "needs"),
     "a shape that overflows to the right size": (one(shape=[2**61, 2**3], data_offsets=[0, 0]), "needs"),
+    "an empty shape that no array can have": (one(shape=[0, 2**61, 2**61], data_offsets=[0, 0]), "no array can have"),
     "overlapping": (two([0, 8], [4, 12], 12), "overlaps"),
     "the same place": (two([0, 8], [0, 8], 8), "overlaps"),
     "a hole": (two([0, 4], [8, 16]), "hole"),

@@ -228,6 +228,9 @@ def parse_header(data: bytes | bytearray) -> Header:
         if offsets[1] - offsets[0] != size:
             due = f"{dtype} {list(shape)} needs {size} bytes"
             raise WireError(f"the tensor {name!r:.80} has the data_offsets {list(offsets)}; {due}")
+        # An axis of 0 hides the size of the others, but not from NumPy.
+        if math.prod(n for n in shape if n) * _DTYPES[dtype].itemsize >= _TOO_LARGE:
+            raise WireError(f"the tensor {name!r:.80} has the shape {list(shape)}, which no array can have")
         tensors[name] = Tensor(dtype, shape, *offsets)
     reached = 0
     for name, tensor in sorted(tensors.items(), key=_place):
