@@ -68,6 +68,18 @@ def zero_weights(config: BlockConfig, state: State) -> State:
     return _edited(state, _convolutions(config, ("conv1", "conv2", "conv3", "in_node")), np.zeros_like)
 
 
+def wide(config: BlockConfig, state: State) -> State:
+    """Parameters and statistics far beyond those that are drawn: slopes, scales and shifts in the tens."""
+    kinds = {layer.name: layer.kind for layer in config.layers()}
+    factors = {"conv": 32, "act": 16, "norm": 32, "bias": 64, "running_mean": 64, "running_var": 1024}
+    found = dict(state)
+    for name, value in state.items():
+        layer, _, entry = name.rpartition(".")
+        if entry != "num_batches_tracked":
+            found[name] = value * np.asarray(factors.get(entry, factors.get(kinds[layer])), value.dtype)
+    return found
+
+
 def unchanged(_: BlockConfig, state: State) -> State:
     return state
 

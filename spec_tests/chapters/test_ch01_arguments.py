@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,10 @@ NUMERIC_CLAUSES = {
 }
 NAME_CLAUSES = {"normalizer": "1.8", "activator": "1.9", "layer_order": "1.10", "scaler": "1.11"}
 ARGUMENT_CLAUSES = {**NUMERIC_CLAUSES, **NAME_CLAUSES}
+
+
+class Size(tuple[int, ...]):
+    """A tuple of a class of its own, as frameworks give the shape of a tensor."""
 
 
 def build_taken(subject: Subject, clauses: dict[str, str], arguments: dict[str, Any]) -> Block:
@@ -136,12 +141,14 @@ def judge_pair(subject: Subject, arguments: dict[str, Any]) -> None:
 @pytest.mark.needs("python")
 @pytest.mark.parametrize("argument", ["kernel_size", "stride", "padding", "output_size"])
 def test_pairs_are_any_sequence_of_two(subject: Subject, argument: str) -> None:
-    """A list is as good as a tuple; one number or three in a sequence are refused."""
+    """A list is as good as a tuple, or as any other sequence; one number or three in a sequence are refused."""
     base: dict[str, Any] = {"in_planes": 2, "out_planes": 3, "scaler": "up"}
     config = BlockConfig.of(**{**base, argument: (1, 2)})
-    with taken("1.13", f"building with `{argument}` (=[1, 2])", Example.of(config)):
-        block = subject.build({**base, argument: [1, 2]})
-    equal_entries("1.13", f"state with `{argument}` (=[1, 2])", shapes(block), config.state(), Example.of(config))
+    for value in ([1, 2], range(1, 3), deque([1, 2]), Size((1, 2))):
+        what = f"with `{argument}` (={value!r})"
+        with taken("1.13", f"building {what}", Example.of(config)):
+            block = subject.build({**base, argument: value})
+        equal_entries("1.13", f"state {what}", shapes(block), config.state(), Example.of(config))
     for wrong in ([], [1], [1, 2, 3], (1, 2, 3)):
         arguments = {**base, argument: wrong}
         what = f"building with `{argument}` (={wrong!r})"

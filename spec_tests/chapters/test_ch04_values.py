@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from spec_tests.compare import Thin, focused, holds
 from spec_tests.config import NAMED_VALUES, BlockConfig
 from spec_tests.enumeration import DOCUMENTED, enumerated, large, named_values
-from spec_tests.laws import VALUE_LAWS, Edit, Law, only_conv1, only_shortcut, unchanged, zero_weights
+from spec_tests.laws import VALUE_LAWS, Edit, Law, only_conv1, only_shortcut, unchanged, wide, zero_weights
 from spec_tests.numeric import Numeric, count, grade, law_examples, named, numerics, within
 from spec_tests.subjects.base import Subject
 from spec_tests.vectors import Vector, vectors
@@ -89,6 +89,17 @@ def test_large_constants(subject: Subject, thin: Thin, normalizer: str) -> None:
         run, y = numeric.expected(x=x), numeric.built(subject).forward(x, numeric.training)
         code = f"x = case.x(); x[:] = 50 * x[:{'1' if normalizer == 'batch' else ''}, :, :1, :1]"
         within("4.1", "the output", y, run.y, numeric.example(x=code), run)
+
+
+@pytest.mark.clause("4.1")
+@by_norm
+def test_wide_states(subject: Subject, thin: Thin, normalizer: str) -> None:
+    """No parameter and no statistic has a range of its own."""
+    for seed, names in thin(enumerate(named_values(normalizer=normalizer))):
+        for training in subject.modes:
+            judge(
+                subject, "4.1", Numeric(BlockConfig.of(3, 4, **names), (2, 3, 4, 5), seed=seed, training=training), wide
+            )
 
 
 @pytest.mark.clause("4.1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
 
@@ -10,13 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spec_tests.compare import NonConformance, Thin, differing, equal, equal_entries, focused, holds
+from spec_tests import oracle
+from spec_tests.compare import Example, NonConformance, Thin, differing, equal, equal_entries, focused, holds
 from spec_tests.config import NAMED_VALUES, BlockConfig
 from spec_tests.enumeration import enumerated, large, named_values
-from spec_tests.laws import GRADIENT_LAWS, Edit, Law, unchanged
-from spec_tests.numeric import Numeric, count, inspect, law_examples, named, numerics, same_within, within
-from spec_tests.oracle import vjp
-from spec_tests.subjects.base import Block, Crashed, Gradients, Subject
+from spec_tests.laws import GRADIENT_LAWS, Edit, Law, unchanged, wide
+from spec_tests.numeric import Numeric, count, inspect, law_examples, named, numerics, same_within
+from spec_tests.oracle import Bounded, Verdict, vjp
+from spec_tests.subjects.base import Array, Block, Crashed, Gradients, Subject
 from spec_tests.vectors import Vector, vectors
 
 pytestmark = pytest.mark.needs("backward")
@@ -39,22 +41,33 @@ def judge(subject: Subject, clauses: tuple[str, str], numeric: Numeric, edit: Ed
         return
     state = edit(numeric.config, numeric.state())
     run = numeric.expected(state)
-    expected = vjp(run, numeric.dy())
     got = differentiate(clauses[0], numeric.built(subject, state), numeric)
-    example = numeric.example(edit=edit, backward=True)
+    compare(clauses, got, vjp(run, numeric.dy()), numeric.example(edit=edit, backward=True), run)
+
+
+def compare(
+    clauses: tuple[str, str], got: Gradients, expected: oracle.Gradients, example: Example, run: oracle.Forward
+) -> None:
+    """Check dx by the first clause, the gradients of parameters by the second; each is one example."""
     of_input = [inspect(clauses[0], "the gradient of the input", got.dx, expected.dx, example, run, "dx")]
-    of_parameters = []
-    for name, bounded in expected.params.items():
-        if name not in got.params:
-            raise NonConformance(clauses[1], f"the gradient of {name}", "none", f"shape {bounded.shape}", example)
-        of_parameters.append(
-            inspect(clauses[1], f"the gradient of {name}", got.params[name], bounded, example, run, name)
-        )
+    of_parameters = of_each(clauses[1], got.params, expected.params, example, run)
     if clauses[0] == clauses[1]:
         count(clauses[0], of_input + of_parameters)
     else:
         count(clauses[0], of_input)
         count(clauses[1], of_parameters)
+
+
+def of_each(
+    clause: str, got: Mapping[str, Array], expected: Mapping[str, Bounded], example: Example, run: oracle.Forward
+) -> list[Verdict]:
+    """The verdicts on the gradients of all parameters; a missing one breaks the clause."""
+    found = []
+    for name, bounded in expected.items():
+        if name not in got:
+            raise NonConformance(clause, f"the gradient of {name}", "none", f"shape {bounded.shape}", example)
+        found.append(inspect(clause, f"the gradient of {name}", got[name], bounded, example, run, name))
+    return found
 
 
 @pytest.mark.clause("5.1", "5.2")
@@ -116,13 +129,37 @@ def test_expanded_gradients(subject: Subject, thin: Thin, scaler: str) -> None:
             numeric.expected(),
             np.lib.stride_tricks.as_strided(np.ones(1, np.float32), numeric.dy().shape, [0] * 4),
         )
-        got, due = numeric.built(subject).backward(numeric.x(), dy, numeric.training), vjp(run, dy)
+        got = numeric.built(subject).backward(numeric.x(), dy, numeric.training)
         ones = "dy = np.lib.stride_tricks.as_strided(np.ones(1, np.float32), case.dy().shape, [0] * 4)"
         call = "gradients = block.backward(case.x(), dy, case.training)"
-        example = numeric.script(["import numpy as np", ones, call])
-        within("5.1", "the gradient of the input", got.dx, due.dx, example, run, "dx")
-        for name, bounded in due.params.items():
-            within("5.2", f"the gradient of {name}", got.params[name], bounded, example, run, name)
+        compare(("5.1", "5.2"), got, vjp(run, dy), numeric.script(["import numpy as np", ones, call]), run)
+
+
+@pytest.mark.clause("5.1", "5.2")
+@by_norm
+def test_wide_states_and_gradients(subject: Subject, thin: Thin, normalizer: str) -> None:
+    """Neither a parameter nor the gradient that arrives has a range of its own."""
+    for seed, names in thin(enumerate(named_values(normalizer=normalizer))):
+        numeric = Numeric(BlockConfig.of(3, 4, **names), (2, 3, 4, 5), seed=seed, training=subject.modes[0])
+        judge(subject, ("5.1", "5.2"), numeric, wide)
+        run, dy = numeric.expected(), 64 * numeric.dy()
+        got = numeric.built(subject).backward(numeric.x(), dy, numeric.training)
+        example = numeric.script(["gradients = block.backward(case.x(), 64 * case.dy(), case.training)"])
+        compare(("5.1", "5.2"), got, vjp(run, dy), example, run)
+
+
+@pytest.mark.clause("5.2")
+@pytest.mark.needs("constant_input")
+@by_norm
+def test_an_input_without_a_gradient(subject: Subject, thin: Thin, normalizer: str) -> None:
+    """The first block of a network gets an input of which no gradient is wanted; those of its parameters stay."""
+    for seed, names in thin(enumerate(named_values(normalizer=normalizer))):
+        for training in subject.modes:
+            numeric = Numeric(BlockConfig.of(3, 4, **names), (2, 3, 4, 5), seed=seed, training=training)
+            run = numeric.expected()
+            got = numeric.built(subject).parameter_gradients(numeric.x(), numeric.dy(), training)
+            example = numeric.script(["gradients = block.parameter_gradients(case.x(), case.dy(), case.training)"])
+            count("5.2", of_each("5.2", got, vjp(run, numeric.dy()).params, example, run))
 
 
 @pytest.mark.clause("5.6")

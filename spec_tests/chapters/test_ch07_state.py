@@ -135,6 +135,10 @@ def test_values_at_construction(subject: Subject, arguments: dict[str, Any], see
                 "more than one",
                 example,
             )
+            # A filter of several weights twice: by chance less than once in 2^46 pairs.
+            rows = state[name].reshape(len(state[name]), -1)
+            different = len(np.unique(rows, axis=0)) if rows.shape[1] > 1 else len(rows)
+            holds("7.7", f"different filters of {name}", different == len(rows), different, f"all {len(rows)}", example)
         for one, two in combinations([n for n, v in drawn.items() if v.size > 1], 2):
             alike = np.array_equal(drawn[one], drawn[two])
             holds("7.8", f"{one} and {two}", not alike, "equal values", "different values", example)
@@ -187,14 +191,16 @@ def test_nothing_is_shared(subject: Subject, thin: Thin, normalizer: str) -> Non
 @pytest.mark.needs("init")
 @by_norm
 def test_seeds(subject: Subject, thin: Thin, normalizer: str) -> None:
-    """The same seed gives the same parameters, another one gives others."""
+    """The same seed gives the same parameters, another one gives others: the next, one of its parity, a large one."""
     for _, config in thin(enumerated(normalizer=normalizer)):
-        first, again, other = (subject.build(config.arguments(), seed=seed).state() for seed in (3, 3, 4))
+        first, again = (subject.build(config.arguments(), seed=3).state() for _ in range(2))
         example = Example.of(config)
         equal_entries("7.9", "entries that differ for the same seed", differing(first, again), {}, example)
         drawn = [name for name in config.parameters() if name not in constants(config)]
-        alike = [name for name in drawn if first[name].size > 1 and np.array_equal(first[name], other[name])]
-        equal("7.9", "drawn entries that are the same for another seed", alike, [], example)
+        for seed in (4, 5, 3 + 2**16):
+            other = subject.build(config.arguments(), seed=seed).state()
+            alike = [name for name in drawn if first[name].size > 1 and np.array_equal(first[name], other[name])]
+            equal("7.9", f"drawn entries that are the same for the seeds 3 and {seed}", alike, [], example)
 
 
 @pytest.mark.clause("7.10")
@@ -228,6 +234,10 @@ def test_load_is_strict(subject: Subject, normalizer: str) -> None:
         wrong[f"{name} with one more axis"] = {**state, name: np.stack([value, value])}
         if value.ndim:
             wrong[f"{name} one shorter"] = {**state, name: value[:-1]}
+            # What would fit if it were repeated, and what has as many elements.
+            others = (value[:1], value.ravel()[0].reshape(()), value[np.newaxis], value.T, value.ravel())
+            for other in (other for other in others if other.shape != value.shape):
+                wrong[f"{name} of the shape {other.shape}"] = {**state, name: np.array(other)}
     for what, entries in wrong.items():
         block = subject.build(config.arguments())
         refused(["7.11"], f"loading a state with {what}", "", example, block.load, entries)

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from spec_tests.compare import Thin, differing, equal, focused, holds
 from spec_tests.config import NAMED_VALUES, BlockConfig
-from spec_tests.enumeration import enumerated
+from spec_tests.enumeration import enumerated, named_values
 from spec_tests.laws import only_shortcut
 from spec_tests.numeric import Numeric, named, numerics, rotation, same_within, within
+from spec_tests.oracle import vjp
 from spec_tests.subjects.base import Array, Block, Subject
 
 by_norm = pytest.mark.parametrize("normalizer", NAMED_VALUES["normalizer"])
@@ -108,7 +109,7 @@ def test_calls_leave_no_trace(subject: Subject, thin: Thin, normalizer: str) -> 
 @pytest.mark.needs("memory")
 @by_norm
 def test_the_output_is_its_own(subject: Subject, thin: Thin, normalizer: str) -> None:
-    """The output shares memory with neither the input nor an entry of the state."""
+    """The output shares memory with neither the input nor an entry of the state, nor with the next output."""
     for seed, (_, config) in thin(enumerate(enumerated(normalizer=normalizer))):
         for training in subject.modes:
             numeric = Numeric(config, (2, config.in_planes, 5, 6), seed=seed, training=training)
@@ -166,6 +167,27 @@ def test_layouts(subject: Subject, scaler: str, data: st.DataObject) -> None:
         y = reloaded(block, numeric).forward(repeated, training)
         code = "import numpy as np; x = np.broadcast_to(case.x()[:1], (3, *case.shape[1:]))"
         within("9.10", "the output for an expanded x", y, run.y, numeric.example(x=code), run)
+
+
+@pytest.mark.clause("9.10")
+@pytest.mark.needs("layout", "backward", "output")
+@by_scaler
+def test_layouts_of_calls_that_are_differentiated(subject: Subject, thin: Thin, scaler: str) -> None:
+    """Nor do the output and the gradients of a call that is differentiated depend on them."""
+    for seed, names in thin(enumerate(named_values(scaler=scaler))):
+        numeric = Numeric(BlockConfig.of(2, 3, **names), (2, 2, 4, 5), seed=seed, training=subject.modes[0])
+        run, example = numeric.expected(), numeric.example(backward=True)
+        due = vjp(run, numeric.dy())
+        block = numeric.built(subject)
+        for layout, view in layouts(numeric.x()).items():
+            got = reloaded(block, numeric).backward(view, numeric.dy(), numeric.training)
+            if got.y is None:
+                raise TypeError(f"{subject.designator} declares the feature output, and gives none")
+            within("9.10", f"the output for x laid out as {layout}", got.y, run.y, example, run)
+            within("9.10", f"the gradient of x laid out as {layout}", got.dx, due.dx, example, run, "dx")
+            for name, bounded in due.params.items():
+                what = f"the gradient of {name}, x laid out as {layout}"
+                within("9.10", what, got.params[name], bounded, example, run, name)
 
 
 @pytest.mark.clause("9.11")

@@ -9,6 +9,7 @@ from spec_tests.faults import (
     arguments,
     arithmetic,
     batch_norm,
+    beyond,
     conduct,
     construction,
     controls,
@@ -26,7 +27,7 @@ from spec_tests.faults import (
 from spec_tests.faults.entry import Fault
 
 _AREAS = (norm, batch_norm, activation, order, convolution, shortcut, upsampling, shapes)
-_AREAS += (state, construction, arguments, gradients, arithmetic, conduct, single_clauses, rare)  # type: ignore[assignment]
+_AREAS += (state, construction, arguments, gradients, arithmetic, conduct, single_clauses, rare, beyond)  # type: ignore[assignment]
 
 
 def _by_id(*groups: tuple[Fault, ...]) -> dict[str, Fault]:

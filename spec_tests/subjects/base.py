@@ -113,8 +113,15 @@ class Block(ABC):
         """
         raise NotImplementedError
 
+    def parameter_gradients(self, x: Array, dy: Array, training: bool | None = None) -> dict[str, Array]:
+        """As `backward`, for an `x` of which no gradient is wanted (feature ``"constant_input"``)."""
+        raise NotImplementedError
+
     def aliases(self, x: Array, training: bool | None = None) -> list[str]:
-        """What the output for `x` shares memory with: ``"x"`` or names of entries (feature ``"memory"``)."""
+        """What the output for `x` shares memory with (feature ``"memory"``).
+
+        ``"x"``, names of entries, or ``"the output of the next call"``.
+        """
         raise NotImplementedError
 
     def copy(self) -> Block:

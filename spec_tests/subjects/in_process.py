@@ -19,10 +19,11 @@ from torch import nn
 
 from spec_tests.config import render_call
 from spec_tests.subjects.base import Array, Block, Crashed, Entry, Gradients, Refused, Subject, SubjectError
+from spec_tests.subjects.process import shown
 
 FEATURES = frozenset(
     {"copy", "serialize", "convert", "mode", "memory", "summary", "seed", "python", "backward", "init", "train"}
-    | {"float64", "bfloat16", "bitwise", "layout", "output"}
+    | {"float64", "bfloat16", "bitwise", "layout", "output", "constant_input"}
 )
 
 
@@ -39,9 +40,9 @@ def _translated(doing: str) -> Iterator[None]:
         yield
     except (TypeError, ValueError) as error:
         kind = "type" if isinstance(error, TypeError) else "value"
-        raise Refused(kind, f"{type(error).__name__}: {error}", doing) from error
-    except Exception as error:
-        raise Crashed(f"{type(error).__name__}: {error}", doing) from error
+        raise Refused(kind, shown(f"{type(error).__name__}: {error}"), doing) from error
+    except (Exception, SystemExit) as error:
+        raise Crashed(shown(f"{type(error).__name__}: {error}"), doing) from error
 
 
 def _array(tensor: torch.Tensor) -> Array:
@@ -49,6 +50,11 @@ def _array(tensor: torch.Tensor) -> Array:
     plain = tensor.detach().to(torch.float32) if tensor.dtype == torch.bfloat16 else tensor.detach()
     array: Array = plain.cpu().numpy().copy()
     return array
+
+
+def _place(tensor: torch.Tensor) -> int:
+    """The address of the memory of a tensor, which its views share."""
+    return tensor.untyped_storage().data_ptr()
 
 
 class TorchBlock(Block):
@@ -92,17 +98,26 @@ class TorchBlock(Block):
         return y
 
     def backward(self, x: Array, dy: Array, training: bool | None = None) -> Gradients:
-        self.module.train(training is not False)
-        self.module.zero_grad(set_to_none=True)
         given = self._tensor(x).requires_grad_()
-        with _translated(f"{self.code}, called with {x.dtype} {x.shape} and differentiated"):
-            y = self.module(given)
-            y.backward(self._tensor(dy))
-        found = {name: _array(p.grad) for name, p in self.module.named_parameters() if p.grad is not None}
+        y, found = self._differentiated(given, dy, training)
         if given.grad is None:
             raise Crashed("the input received no gradient", self.code)
         self._write_back(given, x)
         return Gradients(_array(given.grad), found, _array(y))
+
+    def parameter_gradients(self, x: Array, dy: Array, training: bool | None = None) -> dict[str, Array]:
+        return self._differentiated(self._tensor(x), dy, training)[1]
+
+    def _differentiated(
+        self, given: torch.Tensor, dy: Array, training: bool | None
+    ) -> tuple[torch.Tensor, dict[str, Array]]:
+        """The output, and the gradients of the parameters that received one."""
+        self.module.train(training is not False)
+        self.module.zero_grad(set_to_none=True)
+        with _translated(f"{self.code}, called with {given.dtype} {tuple(given.shape)} and differentiated"):
+            y = self.module(given)
+            y.backward(self._tensor(dy))
+        return y, {name: _array(p.grad) for name, p in self.module.named_parameters() if p.grad is not None}
 
     def result_dtype(self, x: Array, training: bool | None = None) -> str:
         self.module.train(training is not False)
@@ -114,8 +129,11 @@ class TorchBlock(Block):
         given = self._tensor(x)
         with _translated(self.code), torch.no_grad():
             y = self.module(given)
-        others = {"x": given, **self.module.state_dict()}
-        return [name for name, t in others.items() if t.untyped_storage().data_ptr() == y.untyped_storage().data_ptr()]
+            # Where they lie now: the next call may move them.
+            places = {name: _place(tensor) for name, tensor in {"x": given, **self.module.state_dict()}.items()}
+            later = self.module(given)
+        places["the output of the next call"] = _place(later)
+        return [name for name, place in places.items() if place == _place(y)]
 
     def state(self) -> dict[str, Array]:
         return {name: _array(tensor) for name, tensor in self.module.state_dict().items()}
@@ -128,7 +146,7 @@ class TorchBlock(Block):
         try:
             self.module.load_state_dict(tensors, strict=True)
         except RuntimeError as error:  # torch's own way to refuse a state
-            raise Refused("", f"RuntimeError: {error}", self.code) from error
+            raise Refused("", shown(f"RuntimeError: {error}"), self.code) from error
 
     def _derived(self, make: Callable[[], Any], doing: str, dtype: torch.dtype | None = None) -> TorchBlock:
         with _translated(f"{self.code}, {doing}"):
