@@ -198,7 +198,7 @@ def _explained(options: argparse.Namespace, verdict: Verdict) -> Diagnosed:
     try:
         found = diagnose_designator(options.subject, options.timeout, SECONDS, options.device)
     except (SubjectError, KeyboardInterrupt) as error:
-        return Diagnosed((f"There is none: {error or 'interrupted'}",))
+        return Diagnosed((f"There is none: {str(error) or 'interrupted'}",))
     changes = found.explanations[0].changes if found.certain else ()
     clause_of = {item.name: item.metadata["clause"] for item in fields(Rules)}
     clauses = tuple(clause_of[name] for name, _ in changes)

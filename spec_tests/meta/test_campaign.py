@@ -24,8 +24,9 @@ def checks(output: str) -> int:
 @pytest.mark.slow
 def test_a_budget_is_spent_on_new_examples(tmp_path: Path) -> None:
     """Behind a whole run come rounds, whose seeds follow the printed one, and whose checks are added."""
-    run = ("run", "--subject", REFERENCE, *NARROW, "--seed", "5")
-    plain, more = (mdnc_spec(*run, *budget, cwd=tmp_path) for budget in ((), ("--budget", "8s")))
+    # A clause that is soon judged: the time is to be spent on the rounds.
+    run = ("run", "--subject", REFERENCE, "--clause", "9.11", "--profile", "smoke", "--seed", "5")
+    plain, more = (mdnc_spec(*run, *budget, cwd=tmp_path) for budget in ((), ("--budget", "12s")))
     assert plain.status == more.status == 0, more.out + more.err
     rounds = re.search(r"^(\d+) rounds of new examples, to the seed (\d+)$", more.out, re.MULTILINE)
     assert rounds, more.out
