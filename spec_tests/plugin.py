@@ -35,6 +35,8 @@ CONDUCT: pytest.StashKey[list[str]] = pytest.StashKey()
 SPENT: pytest.StashKey[bool] = pytest.StashKey()
 SCOPE: pytest.StashKey[tuple[list[str], list[str]]] = pytest.StashKey()
 ABOUT: pytest.StashKey[dict[str, Any]] = pytest.StashKey()
+STOPPED: pytest.StashKey[bool] = pytest.StashKey()
+TOLD: pytest.StashKey[dict[str, Any]] = pytest.StashKey()
 
 T = TypeVar("T")
 
@@ -149,17 +151,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    # With xdist only the workers collect; this is how their scope reaches the controller.
+    # With xdist the subject ends in the workers; this is how the controller hears of it.
     if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["mdnc_spec_scope"] = session.config.stash.get(SCOPE, ([], []))
         session.config.workeroutput["mdnc_spec_conduct"] = session.config.stash.get(CONDUCT, [])
-        session.config.workeroutput["mdnc_spec_subject"] = session.config.stash.get(ABOUT, {})
     complaints: list[str] = session.config.stash.get(CONDUCT, [])
     for collector in _collectors(session.config):
         collector.complain(complaints)
-        about: dict[str, Any] = session.config.stash.get(ABOUT, {})
-        collector.verdict.subject.update(about)
-        collector.verdict.stopped = bool(session.config.getoption("until_first_failure") and session.shouldstop)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -172,16 +169,23 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture(scope="session")
 def subject(request: pytest.FixtureRequest) -> Generator[Subject, None, None]:
     """The implementation under test."""
-    designator = request.config.getoption("subject")
     try:
-        found = load_subject(designator, *map(request.config.getoption, ("timeout", "device")))
-    except SystemExit as error:
-        raise SubjectError(f"{designator} cannot be imported: SystemExit: {error}") from error
+        found = load_subject(*map(request.config.getoption, ("subject", "timeout", "device")))
+    except SubjectError as error:
+        # No other test would find it.
+        _stop(request.session, str(error))
+        raise
     request.config.stash[ABOUT] = _about(found)
     few = strategies.FEW_SHAPES if found.compiles else strategies.Sizes()
     with numeric.arithmetic(found.arithmetic), strategies.sizes(few):
         yield found
     request.config.stash[CONDUCT] = found.close()
+
+
+def _stop(session: pytest.Session, why: str) -> None:
+    """End the run before its time."""
+    session.shouldstop = why
+    session.config.stash[STOPPED] = True
 
 
 def _about(subject: Subject) -> dict[str, Any]:
@@ -332,7 +336,7 @@ def pytest_runtest_makereport(
         if isinstance(judged, Subject) and status == "failed":
             saved = _saved(item, judged.last_request())
         if item.config.getoption("until_first_failure") and _decides(status, failure):
-            item.session.shouldstop = "a MUST clause is broken"
+            _stop(item.session, "a MUST clause is broken")
     outcome = TestOutcome(
         item.nodeid,
         _cited(item),
@@ -349,7 +353,17 @@ def pytest_runtest_makereport(
     )
     # xdist carries plain attributes of a report from the worker to the controller.
     report.mdnc_spec = outcome.to_json()  # type: ignore[attr-defined]
+    report.mdnc_spec_run = _news(item.config)  # type: ignore[attr-defined]
     return report
+
+
+def _news(config: pytest.Config) -> dict[str, Any]:
+    """What this process knows of the run and has not told yet: a worker that is interrupted tells nothing later."""
+    keys: dict[str, pytest.StashKey[Any]] = {"scope": SCOPE, "subject": ABOUT, "stopped": STOPPED}
+    known = {name: config.stash[key] for name, key in keys.items() if key in config.stash}
+    told = config.stash.get(TOLD, {})
+    config.stash[TOLD] = known
+    return {name: value for name, value in known.items() if value != told.get(name)}
 
 
 class Collector:
@@ -358,7 +372,7 @@ class Collector:
     def __init__(self) -> None:
         self.verdict = Verdict()
 
-    def scope(self, tested: list[str], selected: list[str]) -> None:
+    def scope(self, tested: Iterable[str], selected: Iterable[str]) -> None:
         # A round of new examples runs fewer tests than the one before it; what that judged is judged.
         self.verdict.tested |= frozenset(tested)
         self.verdict.selected |= frozenset(selected)
@@ -369,11 +383,7 @@ class Collector:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any, error: object | None) -> None:
-        output = getattr(node, "workeroutput", {})
-        if "mdnc_spec_scope" in output:
-            self.scope(*output["mdnc_spec_scope"])
-        self.complain(output.get("mdnc_spec_conduct", []))
-        self.verdict.subject.update(output.get("mdnc_spec_subject", {}))
+        self.complain(getattr(node, "workeroutput", {}).get("mdnc_spec_conduct", []))
         if error:
             self.verdict.troubles.append(f"a worker process ended early: {error}")
 
@@ -381,6 +391,10 @@ class Collector:
         data: dict[str, Any] | None = getattr(report, "mdnc_spec", None)
         if data is not None:
             self.verdict.outcomes.append(TestOutcome.from_json(data))
+        news: dict[str, Any] = getattr(report, "mdnc_spec_run", {})
+        self.scope(*news.get("scope", ((), ())))
+        self.verdict.subject.update(news.get("subject", {}))
+        self.verdict.stopped |= news.get("stopped", False)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:

@@ -153,20 +153,22 @@ class Verdict:
         cut_short = {c for o in self.outcomes if o.status in ("failed", "errored") for c in o.clauses}
         status = {}
         for clause in all_clauses():
-            if clause not in self.tested:
-                status[clause] = "open"
-            elif clause in broken:
+            if clause in broken:
                 status[clause] = "failed"
             elif clause in unsure:
                 status[clause] = "errored"
-            elif clause in unsupported and not reached[clause]:
-                status[clause] = "unsupported"
-            elif clause in inapplicable and not reached[clause]:
-                status[clause] = "inapplicable"
+            elif not self.tested and self.interrupted:
+                status[clause] = "interrupted"
+            elif clause not in self.tested:
+                status[clause] = "open"
             elif clause not in self.selected:
                 status[clause] = "deselected"
             elif clause in cut_short:
                 status[clause] = "unsure"
+            elif clause in unsupported and not reached[clause]:
+                status[clause] = "unsupported"
+            elif clause in inapplicable and not reached[clause]:
+                status[clause] = "inapplicable"
             elif reached[clause]:
                 status[clause] = "passed"
             elif clause in vacuous:

@@ -261,9 +261,13 @@ def test_a_reader_that_goes_away(arguments: list[str], tmp_path: Path) -> None:
 
 
 SLOW = """
-import os, time
+import os, signal, time
 from pathlib import Path
 from mdnc.modules.resnet import BlockBottleneck2d
+
+# As in a long call outside Python, from which a worker does not return in time to tell anything.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 class Slow(BlockBottleneck2d):
     def __init__(self, in_planes, out_planes, *rest, **named):
@@ -297,8 +301,9 @@ def test_signals(number: signal.Signals, workers: str, tmp_path: Path) -> None:
     started = tmp_path / "started"
     started.mkdir()
     mark = uuid.uuid4().hex
+    chosen = ("--clause", "1", "--report", "report")
     process = subprocess.Popen(
-        [sys.executable, "-m", "spec_tests", *run_arguments("py:slow:Slow", "--clause", "1", "-n", workers)],
+        [sys.executable, "-m", "spec_tests", *run_arguments("py:slow:Slow", *chosen, "-n", workers)],
         cwd=tmp_path,
         env=environment(MDNC_STARTED=str(started), MDNC_MARK=mark),
         stdout=subprocess.PIPE,
@@ -320,6 +325,13 @@ def test_signals(number: signal.Signals, workers: str, tmp_path: Path) -> None:
         assert "interrupted: " in out
         assert re.search(r"^FAILED 1\.1 ", out, re.MULTILINE), out
         assert "conforms" not in out
+        # What the workers know of the run is told though they were killed.
+        assert re.search(r"^ 1 Arguments +\d+ of 20 clauses hold, [1-9]\d* broken", out, re.MULTILINE), out
+        assert "without a test" not in out
+        told = json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))
+        assert (told["exit_status"], told["clause_results"]["1.1"]["status"]) == (130, "failed")
+        assert told["clause_results"]["4.1"]["status"] == "deselected"
+        assert told["about"]["arithmetic"] == "float32"
         end = time.monotonic() + 10
         while alive(mark) and time.monotonic() < end:
             time.sleep(0.1)

@@ -113,6 +113,25 @@ def test_status_of_every_clause() -> None:
     assert found.clause_status()["3.1"] == "interrupted"
 
 
+def test_interrupted_before_its_scope_was_known() -> None:
+    """Nothing is said to lack a test, and what was found is told."""
+    found = Verdict([failed("1.2", "1.3")], interrupted=True)
+    statuses = found.clause_status()
+    assert (statuses["1.2"], statuses["1.3"]) == ("failed", "interrupted")
+    assert set(statuses.values()) == {"failed", "interrupted"}
+    assert found.broken() == ["1.2"]
+
+
+def test_a_clause_that_was_cut_short_is_not_said_to_be_none_of_the_subject() -> None:
+    """One of its tests says nothing of this kind of subject, another one stopped before it."""
+    absent = Outcome("t::absent", ("1.3",), "inapplicable", missing="copy", inapplicable=("1.3",))
+    found = verdict(failed("1.2", "1.3", "7.12"), absent, lost("7.12"))
+    statuses = found.clause_status()
+    assert (statuses["1.3"], statuses["7.12"]) == ("unsure", "unsure")
+    found.selected = frozenset({"1.2"})
+    assert found.clause_status()["7.12"] == "deselected"
+
+
 def test_a_failure_hides_what_stands_behind_it() -> None:
     """A clause that one test passed is not called passed while another test of it was cut short."""
     found = verdict(passed("1.1"), passed("1.2"), failed("1.2", "1.1"))
