@@ -175,7 +175,7 @@ def broken_subjects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended
     }
     for name, code in sources.items():
         (folder / f"{name}.py").write_text(code, encoding="utf-8")
-    found = mdnc_spec_many([run_arguments(subject, "--clause", "1.15") for subject in BROKEN_SUBJECTS], cwd=folder)
+    found = mdnc_spec_many([run_arguments(subject, "--clause", "1") for subject in BROKEN_SUBJECTS], cwd=folder)
     return dict(zip(BROKEN_SUBJECTS, found, strict=True))
 
 
@@ -188,7 +188,18 @@ def test_subjects_that_cannot_be_loaded(broken_subjects: dict[str, Ended], subje
     assert BROKEN_SUBJECTS[subject] in ended.out
     assert subject in ended.out
     assert "FAILED" not in ended.out
+    # No other test was tried.
+    assert re.search(r"^ 1 Arguments +0 of 20 clauses hold, 1 not judged, 19 not reached$", ended.out, re.MULTILINE)
     assert ended.out.rstrip().endswith("could not be judged")
+
+
+def test_a_port_that_cannot_be_started(tmp_path: Path) -> None:
+    """Each of two workers tries once."""
+    ended = mdnc_spec(*run_arguments("cmd:./nothing", "-n", "2"), cwd=tmp_path)
+    assert ended.status == 3
+    assert ended.out.count("ERROR") == 1, ended.out
+    assert "cmd:./nothing cannot be started: [Errno 2] No such file or directory: './nothing'" in ended.out
+    assert sum(map(int, re.findall(r"(\d+) not judged", ended.out))) <= 2, ended.out
 
 
 def test_the_command_is_installed_under_its_name() -> None:

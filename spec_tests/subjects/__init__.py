@@ -56,7 +56,7 @@ def load_subject(designator: str, timeouts: str = "", device: str = "cpu") -> Su
         found: object = importlib.import_module(module_name)
         for part in name.split("."):
             found = getattr(found, part)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise SubjectError(f"{designator} cannot be imported: {type(error).__name__}: {error}") from error
     from torch import nn
 
