@@ -71,15 +71,24 @@ def _judge(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from spec_tests import campaign, plugin, seeding
+    from spec_tests.report.files import check_writable
     from spec_tests.report.model import Diagnosed, Report, now
     from spec_tests.report.terminal import Live, Run, show
 
     started, clock = now(), monotonic()
     try:
+        if options.database and not options.database.startswith(seeding.REDIS):
+            check_writable(Path(options.database))
         seeding.database(options.database or "")
     except Exception as error:  # whatever the client of a database raises
         print(f"mdnc-spec run: --database {options.database} cannot be used: {error}", file=sys.stderr)
         return NOT_JUDGED
+    if options.report is not None:
+        try:
+            check_writable(options.report)
+        except OSError as error:
+            # Said at once; the verdict is told all the same.
+            print(f"mdnc-spec run: --report {options.report} cannot be written to: {error}", file=sys.stderr)
     sys.path.insert(0, str(Path.cwd()))
     seed = plugin.resolve_seed(options.profile, options.seed, options.budget is not None)
     console = Console(highlight=False)

@@ -75,6 +75,21 @@ def test_shards_make_one_verdict(tmp_path: Path) -> None:
     assert "shard 3 of 3 is missing" in lacking.out
 
 
+def test_an_empty_shard_says_so(tmp_path: Path) -> None:
+    """It alone is no pass, and it spoils no whole."""
+    base = ["run", "--subject", REFERENCE, "--clause", "1.15", "--profile", "smoke"]
+    folders = [str(tmp_path / f"part {k}") for k in range(1, 10)]
+    runs = [[*base, "--shard", f"{k}/9", "--report", folder] for k, folder in enumerate(folders, 1)]
+    *parts, merged = mdnc_spec_many([*runs, ["merge", *folders]], cwd=tmp_path)
+    empty = [part for part in parts if part.status]
+    assert empty
+    assert len(empty) < len(parts)
+    for part in empty:
+        assert (part.status, part.err) == (3, "")
+        assert "could not be judged: no test of what was selected is in this shard\n" in part.out
+    assert merged.status == 0, merged.out
+
+
 @pytest.mark.parametrize(
     ("option", "value", "words"),
     [
@@ -89,6 +104,17 @@ def test_wrong_values_are_refused(tmp_path: Path, option: str, value: str, words
     ended = mdnc_spec("run", "--subject", REFERENCE, option, value, cwd=tmp_path)
     assert ended.status == 3
     assert words in ended.err
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder in which nobody can write")
+def test_a_folder_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    runs = [run_arguments(REFERENCE, "--database", where) for where in ("/proc/nowhere/db", str(tmp_path / "file"))]
+    for ended, words in zip(mdnc_spec_many(runs, cwd=tmp_path), ("[Errno 2]", "[Errno 17] File exists"), strict=True):
+        assert ended.status == 3
+        assert "--database" in ended.err
+        assert f"cannot be used: {words}" in ended.err
+        assert not ended.out
 
 
 def test_a_server_that_does_not_answer_is_told(tmp_path: Path) -> None:

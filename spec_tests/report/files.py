@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -35,6 +36,13 @@ def write_report(report: Report, folder: Path) -> Path:
     }
     write_all(folder, texts)
     return folder / PAGE
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder if it is not there. Raises OSError if nothing can be written into it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def write_all(folder: Path, texts: Mapping[str, str]) -> None:

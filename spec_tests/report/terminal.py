@@ -195,7 +195,8 @@ def summary(verdict: Verdict) -> str:
     if status == BROKEN:
         return f"does not conform: broken {', '.join([*verdict.broken(), *(['the conduct'] * bool(verdict.conduct))])}"
     if status == NOT_JUDGED:
-        return "could not be judged"
+        empty = verdict.shard and not verdict.outcomes and not verdict.troubles
+        return "could not be judged" + (": no test of what was selected is in this shard" if empty else "")
     if status == PARTIAL:
         lacks = ", ".join(verdict.unsupported()) or "an arithmetic fine enough"
         return f"partial: {holding} clauses hold, {len(verdict.lost())} could not be judged; not offered: {lacks}"
