@@ -77,9 +77,9 @@ def test_shards_make_one_verdict(tmp_path: Path) -> None:
 
 def test_an_empty_shard_says_so(tmp_path: Path) -> None:
     """It alone is no pass, and it spoils no whole."""
-    base = ["run", "--subject", REFERENCE, "--clause", "1.15", "--profile", "smoke"]
-    folders = [str(tmp_path / f"part {k}") for k in range(1, 10)]
-    runs = [[*base, "--shard", f"{k}/9", "--report", folder] for k, folder in enumerate(folders, 1)]
+    base = ["run", "--subject", REFERENCE, "--clause", "2.23", "--profile", "smoke"]
+    folders = [str(tmp_path / f"part {k}") for k in range(1, 4)]
+    runs = [[*base, "--shard", f"{k}/3", "--report", folder] for k, folder in enumerate(folders, 1)]
     *parts, merged = mdnc_spec_many([*runs, ["merge", *folders]], cwd=tmp_path)
     empty = [part for part in parts if part.status]
     assert empty
