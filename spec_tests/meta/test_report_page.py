@@ -152,6 +152,12 @@ def test_the_keyboard_reaches_and_opens_the_chapters(browser: Any, pages: Path) 
         assert any(text.startswith(f"{number} {title}") for text in summaries), (title, summaries)
 
 
+def test_a_chapter_counts_what_was_asked_for(browser: Any, pages: Path) -> None:
+    visit(browser, pages / "failing" / "report.html")
+    told = [one.text for one in browser.find_elements("css selector", ".chapters .num")]
+    assert told == ["–", "–", "14 of 14 hold", "0 of 2 hold", "–", "0 of 2 hold", "–", "7 of 7 hold", "–"]
+
+
 def test_links_and_buttons(browser: Any, pages: Path) -> None:
     """A link opens the chapter that it leads into; a button leaves only what does not hold."""
     visit(browser, pages / "failing" / "report.html")
