@@ -62,7 +62,7 @@ def tests(session: nox.Session) -> None:
     """Run the chapters against the reference, and the tests of the suite itself (arguments go to pytest)."""
     install(session, "tests", "build")
     # The command line that the tests call is the one of this checkout.
-    session.run("pytest", "-n", "2", "--dist", "worksteal", *session.posargs, env=ONE_THREAD)
+    session.run("pytest", "-n", "2", "--dist", "worksteal", "-rs", *session.posargs, env=ONE_THREAD)
 
 
 @nox.session(default=False)
