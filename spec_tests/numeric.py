@@ -33,7 +33,7 @@ from spec_tests.oracle import (
     suspects,
 )
 from spec_tests.strategies import cases
-from spec_tests.subjects.base import Array, Block, Subject
+from spec_tests.subjects.base import Array, Block, State, Subject
 
 ARITHMETIC: dict[str, Arith] = {"float32": FLOAT32, "float64": FLOAT64, "bfloat16": BFLOAT16, "float16": FLOAT16}
 
@@ -115,6 +115,8 @@ class Numeric:
         self, state: Mapping[str, Array] | None = None, x: Array | None = None, arith: Arith | None = None
     ) -> Forward:
         """What the oracle says of this call, in the arithmetic of the subject or in another one."""
+        if isinstance(state, State):
+            state.fit(self.config.state())
         return forward(
             self.config,
             self.state() if state is None else state,
