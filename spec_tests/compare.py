@@ -159,9 +159,18 @@ def equal_entries(
 ) -> None:
     """Check two mappings entry by entry; the message names the missing, surplus and differing ones only."""
     __tracebackhide__ = True
+    inspect_entries(clause, what, got, expected, example)
     REACHED[clause] += 1
+
+
+def inspect_entries(
+    clause: str, what: str, got: Mapping[str, Any], expected: Mapping[str, Any], example: Example
+) -> None:
+    """As `equal_entries`; counts nothing, unless it raises."""
+    __tracebackhide__ = True
     if got == expected:
         return
+    REACHED[clause] += 1
     differing = {name: value for name, value in got.items() if name not in expected or expected[name] != value}
     due = {name: value for name, value in expected.items() if name not in got or got[name] != value}
     raise NonConformance(
@@ -171,6 +180,14 @@ def equal_entries(
         _short(", ".join(f"{k} {v}" for k, v in due.items()) or "nothing"),
         example,
     )
+
+
+def shaped(clause: str, what: str, got: Array, shape: Sequence[int], example: Example) -> None:
+    """Raise unless a result has this shape, before anything is computed with it; counts nothing, unless it raises."""
+    __tracebackhide__ = True
+    if got.shape != tuple(shape):
+        REACHED[clause] += 1
+        raise NonConformance(clause, what, f"shape {got.shape}", f"shape {tuple(shape)}", example)
 
 
 def differing(got: Mapping[str, Array], expected: Mapping[str, Array]) -> dict[str, str]:

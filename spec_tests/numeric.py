@@ -33,7 +33,7 @@ from spec_tests.oracle import (
     suspects,
 )
 from spec_tests.strategies import cases
-from spec_tests.subjects.base import Array, Block, Subject
+from spec_tests.subjects.base import Array, Block, State, Subject
 
 ARITHMETIC: dict[str, Arith] = {"float32": FLOAT32, "float64": FLOAT64, "bfloat16": BFLOAT16, "float16": FLOAT16}
 
@@ -115,6 +115,8 @@ class Numeric:
         self, state: Mapping[str, Array] | None = None, x: Array | None = None, arith: Arith | None = None
     ) -> Forward:
         """What the oracle says of this call, in the arithmetic of the subject or in another one."""
+        if isinstance(state, State):
+            state.fit(self.config.state())
         return forward(
             self.config,
             self.state() if state is None else state,
@@ -230,6 +232,41 @@ def count(clause: str, verdicts: Sequence[Verdict]) -> None:
     compare.RATIO[clause] = max(compare.RATIO.get(clause, 0.0), *informative)
 
 
+def inspect_each(
+    clause: str,
+    got: Mapping[str, Array],
+    expected: Mapping[str, Bounded],
+    example: Example,
+    run: Forward,
+    note: str = "",
+) -> list[Verdict]:
+    """The verdicts on the gradients of all parameters; one that is missing, or of no parameter, breaks the clause."""
+    __tracebackhide__ = True
+    inspect_gradients(clause, got, {name: bounded.shape for name, bounded in expected.items()}, example)
+    return [
+        inspect(clause, f"the gradient of {name}{note}", got[name], bounded, example, run, name)
+        for name, bounded in expected.items()
+    ]
+
+
+def inspect_gradients(
+    clause: str, got: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]], example: Example
+) -> None:
+    """Raise unless there is one gradient for each parameter, of its shape, and no other. Counts only if it raises."""
+    __tracebackhide__ = True
+    found = {name: value.shape for name, value in got.items()}
+    compare.inspect_entries(clause, "shapes of the gradients of the parameters", found, shapes, example)
+
+
+def equal_gradients(
+    clause: str, got: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]], example: Example
+) -> None:
+    """As `inspect_gradients`, and counts."""
+    __tracebackhide__ = True
+    inspect_gradients(clause, got, shapes, example)
+    compare.REACHED[clause] += 1
+
+
 def within(
     clause: str, what: str, actual: Array, expected: Bounded, example: Example, run: Forward, name: str = "y"
 ) -> None:
@@ -242,8 +279,10 @@ def within(
 
 
 def same_within(clause: str, what: str, one: Array, two: Array, bound: Array, example: Example) -> None:
-    """Check that two results of the subject differ by no more than `bound`, elementwise."""
+    """Check that two results of the subject have the shape of `bound`, and differ by no more than it, elementwise."""
     __tracebackhide__ = True
+    for result in (one, two):
+        compare.shaped(clause, what, result, bound.shape, example)
     with np.errstate(all="ignore"):
         error = np.abs(one.astype(np.float64) - two.astype(np.float64))
     good = (error <= bound) | np.isinf(bound) | (np.isnan(one) & np.isnan(two))

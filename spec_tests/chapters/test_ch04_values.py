@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from spec_tests.compare import Thin, focused, holds
+from spec_tests.compare import Thin, focused, holds, shaped
 from spec_tests.config import NAMED_VALUES, BlockConfig
 from spec_tests.enumeration import DOCUMENTED, enumerated, large, named_values
 from spec_tests.laws import VALUE_LAWS, Edit, Law, only_conv1, only_shortcut, unchanged, wide, zero_weights
@@ -219,6 +219,7 @@ def judge_nonfinite(
     run = numeric.expected(state, x)
     y = numeric.built(subject, state).forward(x, numeric.training)
     example = numeric.example(edit=edit, x=f"x = case.x(); x[{', '.join(map(str, index))}] = float('{value}')")
+    shaped(clause, "the output", y, run.y.shape, example)
     due = np.isnan(run.y.value) & (run.y.bound == 0)
     # Where nothing is claimed, nothing is checked, and nothing counts.
     if due.any():

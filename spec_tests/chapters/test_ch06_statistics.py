@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spec_tests.compare import SUBJECT, Example, Thin, differing, equal, equal_entries, focused
+from spec_tests.compare import SUBJECT, Example, Thin, differing, equal, equal_entries, focused, shaped
 from spec_tests.config import NAMED_VALUES, BlockConfig
 from spec_tests.enumeration import enumerated, large, named_values
 from spec_tests.numeric import Numeric, count, named, numerics, same_within, within
@@ -35,7 +35,8 @@ def judge_buffers(
         tensor = name.rpartition(".")[2]
         clause = (clauses or CLAUSES)[tensor]
         if tensor == "num_batches_tracked":
-            equal(clause, f"{name} {what}", int(got[name]), int(run.stats[name].value), example)
+            shaped(clause, f"{name} {what}", got[name], (), example)
+            equal(clause, f"{name} {what}", got[name].item(), int(run.stats[name].value), example)
         else:
             within(clause, f"{name} {what}", got[name], run.stats[name], example, run, name)
 
@@ -190,7 +191,7 @@ def test_many_calls_count(subject: Subject) -> None:
         judge_buffers(state, run, example, f"after call {step + 1}", dict.fromkeys(CLAUSES, "6.6"))
     for name in config.buffers():
         if name.endswith("num_batches_tracked"):
-            equal("6.3", f"{name} after twelve calls", int(state[name]), 12, example)
+            equal("6.3", f"{name} after twelve calls", state[name].item(), 12, example)
 
 
 def statistical(subject: Subject) -> list[Vector]:

@@ -112,7 +112,7 @@ def test_values_at_construction(subject: Subject, arguments: dict[str, Any], see
         for name, (clause, meaning, value) in fixed.items():
             got = sorted(set(np.ravel(state[name]).tolist()))
             equal(clause, f"values of the {meaning} {name}", got, [value], example)
-        drawn = {name: np.ravel(state[name]) for name in state if name not in fixed}
+        drawn = {name: np.ravel(state[name]) for name in config.parameters() if name not in fixed}
         fan_in = {layer.name: layer.in_planes * math.prod(layer.kernel) for layer in config.layers()}
         for name, values in drawn.items():
             limit = 1 / math.sqrt(fan_in[name.rpartition(".")[0]])
@@ -153,10 +153,11 @@ def test_distribution_at_construction(subject: Subject, normalizer: str) -> None
     for planes in ((48, 40), (24, 96)):
         config = BlockConfig.of(*planes, kernel_size=(3, 2), stride=2, normalizer=normalizer)
         block = subject.build(config.arguments(), seed=20 if "seed" in subject.features else None)
-        for name, weights in block.state().items():
-            if weights.ndim == 4 or (normalizer == "null" and name.endswith("bias")):
+        state = block.state()
+        for name, shape in config.parameters().items():
+            if len(shape) == 4 or (normalizer == "null" and name.endswith("bias")):
                 layer = next(found for found in config.layers() if found.name == name.rpartition(".")[0])
-                scaled = np.sort(np.ravel(weights).astype(np.float64)) * math.sqrt(
+                scaled = np.sort(np.ravel(state[name]).astype(np.float64)) * math.sqrt(
                     layer.in_planes * math.prod(layer.kernel)
                 )
                 n = scaled.size

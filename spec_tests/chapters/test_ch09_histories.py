@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from spec_tests.compare import Example, NonConformance, differing, equal, equal_entries
 from spec_tests.config import NAMED_VALUES
-from spec_tests.numeric import Numeric, count, inspect, named, numerics
+from spec_tests.numeric import Numeric, count, inspect, inspect_each, named, numerics
 from spec_tests.oracle import Forward, Verdict, vjp
 from spec_tests.seeding import test_seed
 from spec_tests.subjects.base import Block, Crashed, Subject
@@ -68,9 +68,7 @@ class History(RuleBasedStateMachine):
             raise NonConformance("9.8", "a backward pass", crash.error, "gradients", example) from crash
         expected = vjp(run, numeric.dy())
         verdicts = [inspect("9.8", "the gradient of the input", got.dx, expected.dx, example, run, "dx")]
-        for name, bounded in expected.params.items():
-            what = f"the gradient of {name}"
-            verdicts.append(inspect("9.8", what, got.params[name], bounded, example, run, name))
+        verdicts += inspect_each("9.8", got.params, expected.params, example, run)
         count("9.8", verdicts + self._buffers(run, example))
 
     def _buffers(self, run: Forward, example: Example) -> list[Verdict]:

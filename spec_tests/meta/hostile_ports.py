@@ -144,6 +144,8 @@ TENSORS: dict[str, Callable[[Tensors], Tensors]] = {
     "has-a-wrong-dtype": changed_y(lambda y: y, "F64"),
     "has-integers": changed_y(lambda y: y.astype("i8"), "I64"),
     "has-a-wrong-shape": changed_y(lambda y: y.transpose(0, 2, 3, 1)),
+    "has-one-number": changed_y(lambda y: y.reshape(-1)[0]),
+    "has-no-sample": changed_y(lambda y: y[:0]),
     "has-no-y": lambda found: {name: value for name, value in found.items() if name != "y"},
     "has-an-extra-tensor": lambda found: {**found, "hidden": found["y"]},
     "has-nan": changed_y(lambda y: np.where(np.arange(y.size).reshape(y.shape) == 1, np.float32("nan"), y)),
@@ -156,7 +158,14 @@ def edits(change: Callable[[Tensors], Tensors]) -> Callable[[dict[str, str], Ten
 
 
 HOSTILE.update({name: answers("forward", edits(change)) for name, change in TENSORS.items()})
-HOSTILE["has-no-dx"] = answers("backward", edits(lambda found: {n: t for n, t in found.items() if n != "dx"}))
+
+GRADIENTS: dict[str, Callable[[Tensors], Tensors]] = {
+    "has-no-dx": lambda found: {name: value for name, value in found.items() if name != "dx"},
+    "has-a-gradient-too-many": lambda found: {**found, "d.hidden": found["dx"]},
+    "has-a-gradient-too-few": lambda found: {n: value for n, value in found.items() if n != "d.conv2.0.weight"},
+    "has-a-narrow-dx": lambda found: {**found, "dx": ("F32", found["dx"][1][..., 1:])},
+}
+HOSTILE.update({name: answers("backward", edits(change)) for name, change in GRADIENTS.items()})
 
 HELLOS: dict[str, Callable[[dict[str, str]], dict[str, str]]] = {
     "says-hello-without-modes": lambda said: {key: value for key, value in said.items() if key != "modes"},

@@ -9,7 +9,7 @@ import numpy as np
 
 from spec_tests.config import BlockConfig
 from spec_tests.oracle import Forward, NotApplicable, Rules, forward, vjp
-from spec_tests.subjects.base import Array, Block, Entry, Gradients, Refused, Subject
+from spec_tests.subjects.base import Array, Block, Entry, Gradients, Refused, State, Subject
 
 
 class RuleBlock(Block):
@@ -20,8 +20,8 @@ class RuleBlock(Block):
     def entries(self) -> dict[str, Entry]:
         raise NotImplementedError
 
-    def state(self) -> dict[str, Array]:
-        return {name: value.copy() for name, value in self._state.items()}
+    def state(self) -> State:
+        return State({name: value.copy() for name, value in self._state.items()}, "a block by other rules")
 
     def load(self, state: Mapping[str, Array]) -> None:
         self._state = {name: np.array(value) for name, value in state.items()}

@@ -83,6 +83,19 @@ def call(*words: str, clauses: tuple[str, ...] = ("3.14", "1.8"), **more: object
 
 GOOD = ("conforms: ",)
 VALUES = ("4.2", "1.8")
+
+
+def gradients(*words: str) -> Case:
+    """Every clause that compares gradients is broken by a check, one of new blocks and one of histories too."""
+    return Case(1, ("shape", *words), ("5.1", "5.2", "5.10", "9.8"))
+
+
+def outputs(*words: str) -> Case:
+    """No clause computes with an output of another shape."""
+    clauses = ("4.22", "5.1", "9.2", "9.11", "9.14")
+    return Case(1, (*words, "expected  shape (", f"broken {', '.join(clauses)}"), clauses)
+
+
 CASES = {
     "exits-0-at-start": no_start("did not say hello; the port failed: it exited with status 0 instead of a reply"),
     "exits-1-at-start": no_start("did not say hello; the port failed: it exited with status 1 instead of a reply"),
@@ -130,6 +143,11 @@ CASES = {
     "has-nan": call("got       nan at [0, 0, 0, 1]", clauses=VALUES),
     "has-zeros": call("got       0.0 at", "of the elements are outside their bounds", clauses=VALUES),
     "has-no-dx": call("missing ['dx']", clauses=("5.10", "1.8")),
+    "has-a-gradient-too-many": gradients("got       hidden (", "expected  nothing", "broken 5.2, 5.10, 9.8"),
+    "has-a-gradient-too-few": gradients("got       nothing", "expected  conv2.0.weight (", "broken 5.2, 5.10, 9.8"),
+    "has-a-narrow-dx": gradients("got       shape (", "expected  shape (", "broken 5.1, 5.10, 9.8"),
+    "has-one-number": outputs("got       shape ()"),
+    "has-no-sample": outputs("got       shape (0, "),
     "describes-nothing": Case(1, ("FAILED 2.17", "FAILED 3.14", "'' is no type and shape, such as"), ("2.17", "3.14")),
     "describes-nonsense": Case(1, ("the port describes 'param.conv1.0.weight': '16x16' is no type",), ("2.17",)),
     "says-no-status": call("a reply with the status None; allowed are 'ok', 'error', 'unsupported'"),
@@ -219,6 +237,7 @@ def test_a_hostile_port(runs: dict[str, Run], name: str) -> None:
         assert word in run.out, f"{word!r} is not in\n{run.out}"
     assert run.err == ""
     assert "Traceback" not in run.out
+    assert "no error of the suite itself" not in run.out
     assert "\x1b" not in run.out
     if case.request:
         assert run.requests(), run.out

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from spec_tests.subjects.base import Crashed, Refused
+from spec_tests.meta.processes import mdnc_spec_many
+from spec_tests.subjects.base import Array, Crashed, Refused
 
 pytest.importorskip("torch")
 
-from spec_tests.subjects.in_process import _translated
+from torch import nn
+
+from spec_tests.meta import odd_blocks
+from spec_tests.subjects.in_process import TorchBlock, TorchSubject, _translated
 
 
 def _raises(error: BaseException) -> Callable[[], None]:
@@ -41,3 +48,77 @@ def test_what_a_call_raises(error: BaseException, kind: type[Exception], words: 
 def test_an_interruption_is_none() -> None:
     with pytest.raises(KeyboardInterrupt):
         _raises(KeyboardInterrupt())()
+
+
+# ------------------------------------------------------------------ blocks that give what nobody expects
+
+X = np.ones((1, 2, 3, 4), np.float32)
+COUNTER = "conv1.0.num_batches_tracked"
+
+
+def _built(factory: type[nn.Module], dtype: str = "float32") -> TorchBlock:
+    return TorchSubject("py:odd", factory).build({"in_planes": 2, "out_planes": 2, "normalizer": "batch"}, dtype=dtype)
+
+
+@pytest.mark.parametrize("name", odd_blocks.OUTPUTS)
+def test_an_output_that_is_no_array(name: str) -> None:
+    block, words = _built(odd_blocks.CLASSES[name]), odd_blocks.OUTPUTS[name][1]
+    calls: list[Callable[[Array], object]] = [block.forward]
+    if "not a tensor" in words:
+        calls += [block.result_dtype, block.aliases, lambda x: block.backward(x, x)]
+    for call in calls:
+        with pytest.raises(Crashed, match=re.escape(words)):
+            call(X)
+
+
+@pytest.mark.parametrize(
+    ("factory", "call", "words"),
+    [
+        (odd_blocks.Raises, lambda b: b.forward(X), "Unprintable, whose message cannot be read"),
+        (odd_blocks.NoTrain, lambda b: b.forward(X), "KeyError: True"),
+        (odd_blocks.NoTrain, lambda b: b.set_mode(True), "KeyError: True"),
+        (odd_blocks.CopyNone, TorchBlock.copy, "what that gives is None, not a torch.nn.Module"),
+        (odd_blocks.StateNone, TorchBlock.state, "state_dict() is None, not a mapping"),
+        (odd_blocks.StateNone, TorchBlock.memory, "state_dict() is None, not a mapping"),
+        (odd_blocks.StateNone, TorchBlock.entries, "state_dict() is None, not a mapping"),
+        (odd_blocks.StateOfMore, TorchBlock.state, "the entry 'version' of the state is an int, not a tensor"),
+        (odd_blocks.StateOfNumbers, TorchBlock.entries, "the name 0 of the state is an int, not a str"),
+        (odd_blocks.LoadRaises, lambda b: b.load({}), "KeyError: 'conv1'"),
+        (odd_blocks.StateOfLess, lambda b: b.state()["conv9"], "the state has no entry 'conv9'"),
+        (
+            odd_blocks.CountsTwice,
+            lambda b: b.state().fit({COUNTER: ()}),
+            f"{COUNTER!r} of the state has the shape (2,)",
+        ),
+    ],
+)
+def test_a_block_that_gives_something_else(
+    factory: type[nn.Module], call: Callable[[TorchBlock], object], words: str
+) -> None:
+    block = _built(factory)
+    with pytest.raises(Crashed, match=re.escape(words)):
+        call(block)
+
+
+@pytest.mark.parametrize(
+    ("factory", "dtype", "words"),
+    [
+        (odd_blocks.NoModule, "float32", "what the constructor gives is an int, not a torch.nn.Module"),
+        (odd_blocks.ToNone, "float64", "what to('cpu', torch.float64) gives is None, not a torch.nn.Module"),
+    ],
+)
+def test_a_class_that_builds_something_else(factory: type[nn.Module], dtype: str, words: str) -> None:
+    with pytest.raises(Crashed, match=re.escape(words)):
+        _built(factory, dtype)
+
+
+@pytest.mark.slow
+def test_no_block_is_an_error_of_the_suite(tmp_path: Path) -> None:
+    """Whatever a block gives, clauses are broken, and the tests and the diagnosis end."""
+    names = ("GivesTwo", "StateOfLess", "CountsTwice", "OneMore")
+    clauses = [word for clause in ("5.10", "6", "7", "9.8") for word in ("--clause", clause)]
+    runs = [["run", "--subject", f"py:spec_tests.meta.odd_blocks:{n}", "--profile", "smoke", *clauses] for n in names]
+    for name, ended in zip(names, mdnc_spec_many(runs, cwd=tmp_path), strict=True):
+        assert ended.status == 1, ended.out + ended.err
+        assert "ERROR" not in ended.out, name
+        assert "FAILED" in ended.out

@@ -55,6 +55,24 @@ class Entry:
     persistent: bool = True
 
 
+class State(dict[str, Array]):
+    """The entries of a state by name; to ask for one that it lacks is a fault of the subject, not of who asks."""
+
+    def __init__(self, entries: Mapping[str, Array], doing: str) -> None:
+        super().__init__(entries)
+        self.doing = doing
+
+    def __missing__(self, name: str) -> Array:
+        raise Crashed(f"the state has no entry {name!r}", self.doing)
+
+    def fit(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Raise Crashed unless it has all these entries, of these shapes."""
+        for name, shape in shapes.items():
+            if self[name].shape != shape:
+                told = f"the entry {name!r} of the state has the shape {self[name].shape}; due is {shape}"
+                raise Crashed(told, self.doing)
+
+
 @dataclass(frozen=True)
 class Gradients:
     """`dx` has the shape of the input; `params` has the gradient of every parameter that received one.
@@ -87,7 +105,7 @@ class Block(ABC):
         """
 
     @abstractmethod
-    def state(self) -> dict[str, Array]:
+    def state(self) -> State:
         """Copies of all entries of the state, in its order."""
 
     @abstractmethod

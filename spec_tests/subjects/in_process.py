@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from spec_tests.config import render_call
-from spec_tests.subjects.base import Array, Block, Crashed, Entry, Gradients, Refused, Subject, SubjectError
+from spec_tests.subjects.base import Array, Block, Crashed, Entry, Gradients, Refused, State, Subject, SubjectError
 from spec_tests.subjects.process import shown
 
 FEATURES = frozenset(
@@ -33,22 +33,62 @@ def _not_compiled() -> Any:
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
 
 
+class _Unfit(Exception):
+    """What the block gave is nothing that can be judged; the message says what it is, and what is due."""
+
+
+def _words(error: BaseException) -> str:
+    try:
+        return shown(f"{type(error).__name__}: {error}")
+    except Exception:
+        return f"{type(error).__name__}, whose message cannot be read"
+
+
 @contextmanager
 def _translated(doing: str) -> Iterator[None]:
-    """Turn what the subject raises into Refused and Crashed."""
+    """Turn what the subject raises, and what it gives that is unfit, into Refused and Crashed."""
     try:
         yield
+    except (Refused, KeyboardInterrupt):
+        raise
+    except _Unfit as error:
+        raise Crashed(shown(str(error)), doing) from error
     except (TypeError, ValueError) as error:
-        kind = "type" if isinstance(error, TypeError) else "value"
-        raise Refused(kind, shown(f"{type(error).__name__}: {error}"), doing) from error
-    except (Exception, SystemExit) as error:
-        raise Crashed(shown(f"{type(error).__name__}: {error}"), doing) from error
+        raise Refused("type" if isinstance(error, TypeError) else "value", _words(error), doing) from error
+    except BaseException as error:
+        raise Crashed(_words(error), doing) from error
 
 
-def _array(tensor: torch.Tensor) -> Array:
-    # NumPy has no bfloat16; float32 holds every bfloat16 number exactly.
-    plain = tensor.detach().to(torch.float32) if tensor.dtype == torch.bfloat16 else tensor.detach()
-    array: Array = plain.cpu().numpy().copy()
+def _kind(value: object) -> str:
+    """What a value is, with its article."""
+    name = type(value).__name__
+    return "None" if value is None else f"a{'n' * (name[0] in 'AEIOUaeiou' or name == 'ndarray')} {name}"
+
+
+def _tensor(value: object, what: str) -> torch.Tensor:
+    if not isinstance(value, torch.Tensor):
+        raise _Unfit(f"{what} is {_kind(value)}, not a tensor")
+    return value
+
+
+def _module(value: object, what: str) -> nn.Module:
+    if not isinstance(value, nn.Module):
+        raise _Unfit(f"{what} is {_kind(value)}, not a torch.nn.Module")
+    return value
+
+
+def _array(value: object, what: str) -> Array:
+    """A copy of a tensor that the block gave. Raises _Unfit unless it is one of real numbers that NumPy can hold."""
+    tensor = _tensor(value, what).detach()
+    if tensor.is_complex():
+        raise _Unfit(f"{what} is of {tensor.dtype}, not of real numbers")
+    try:
+        # NumPy has no bfloat16; float32 holds every bfloat16 number exactly.
+        plain = tensor.to(torch.float32) if tensor.dtype == torch.bfloat16 else tensor
+        array: Array = plain.cpu().numpy().copy()
+    except (TypeError, RuntimeError) as error:  # sparse, quantized, without memory, of a type of torch's own
+        kind = f"{tensor.layout}, {tensor.dtype}, on {tensor.device}"
+        raise _Unfit(f"{what} is no array of numbers in memory: {kind}") from error
     return array
 
 
@@ -69,18 +109,35 @@ class TorchBlock(Block):
 
     def _write_back(self, given: torch.Tensor, x: Array) -> None:
         """Show in `x` what a call on another device wrote into its copy."""
-        if self.device != "cpu" and not np.array_equal(found := _array(given).astype(x.dtype), x, equal_nan=True):
+        if self.device == "cpu":
+            return
+        if not np.array_equal(found := _array(given, "x").astype(x.dtype), x, equal_nan=True):
             np.copyto(x, found)
 
-    def entries(self) -> dict[str, Entry]:
+    def _state(self) -> dict[str, torch.Tensor]:
+        """What `state_dict` gives. Raises _Unfit unless that is tensors by name."""
         state = self.module.state_dict()
+        if not isinstance(state, Mapping):
+            raise _Unfit(f"state_dict() is {_kind(state)}, not a mapping")
+        if unnamed := [name for name in state if not isinstance(name, str)]:
+            raise _Unfit(f"the name {unnamed[0]!r:.80} of the state is {_kind(unnamed[0])}, not a str")
+        return {name: _tensor(value, f"the entry {name!r} of the state") for name, value in state.items()}
+
+    def _called(self, given: torch.Tensor, training: bool | None) -> torch.Tensor:
+        self.module.train(training is not False)
+        return _tensor(self.module(given), "the output")
+
+    def entries(self) -> dict[str, Entry]:
+        with _translated(self.code):
+            return self._entries()
+
+    def _entries(self) -> dict[str, Entry]:
+        state = self._state()
         parameters = dict(self.module.named_parameters(remove_duplicate=False))
         buffers = dict(self.module.named_buffers(remove_duplicate=False))
         found = {}
         for name in [*state, *(n for n in (*parameters, *buffers) if n not in state)]:
-            tensor = parameters.get(name, buffers.get(name, state.get(name)))
-            if not isinstance(tensor, torch.Tensor):
-                raise Crashed(f"the entry {name!r} of the state is a {type(tensor).__name__}, no tensor", self.code)
+            tensor = parameters[name] if name in parameters else buffers[name] if name in buffers else state[name]
             found[name] = Entry(
                 tuple(tensor.shape),
                 str(tensor.dtype).removeprefix("torch."),
@@ -91,10 +148,9 @@ class TorchBlock(Block):
         return found
 
     def forward(self, x: Array, training: bool | None = None) -> Array:
-        self.module.train(training is not False)
         with _translated(f"{self.code}, called with {x.dtype} {x.shape}"), torch.no_grad():
-            y = _array(self.module(given := self._tensor(x)))
-        self._write_back(given, x)
+            y = _array(self._called(given := self._tensor(x), training), "the output")
+            self._write_back(given, x)
         return y
 
     def backward(self, x: Array, dy: Array, training: bool | None = None) -> Gradients:
@@ -102,8 +158,9 @@ class TorchBlock(Block):
         y, found = self._differentiated(given, dy, training)
         if given.grad is None:
             raise Crashed("the input received no gradient", self.code)
-        self._write_back(given, x)
-        return Gradients(_array(given.grad), found, _array(y))
+        with _translated(self.code):
+            self._write_back(given, x)
+            return Gradients(_array(given.grad, "the gradient of the input"), found, _array(y, "the output"))
 
     def parameter_gradients(self, x: Array, dy: Array, training: bool | None = None) -> dict[str, Array]:
         return self._differentiated(self._tensor(x), dy, training)[1]
@@ -112,45 +169,46 @@ class TorchBlock(Block):
         self, given: torch.Tensor, dy: Array, training: bool | None
     ) -> tuple[torch.Tensor, dict[str, Array]]:
         """The output, and the gradients of the parameters that received one."""
-        self.module.train(training is not False)
-        self.module.zero_grad(set_to_none=True)
         with _translated(f"{self.code}, called with {given.dtype} {tuple(given.shape)} and differentiated"):
-            y = self.module(given)
-            y.backward(self._tensor(dy))
-        return y, {name: _array(p.grad) for name, p in self.module.named_parameters() if p.grad is not None}
+            self.module.zero_grad(set_to_none=True)
+            y = self._called(given, training)
+            y.backward(self._tensor(dy))  # type: ignore[no-untyped-call]
+            found = {name: p.grad for name, p in self.module.named_parameters() if p.grad is not None}
+            return y, {name: _array(grad, f"the gradient of {name}") for name, grad in found.items()}
 
     def result_dtype(self, x: Array, training: bool | None = None) -> str:
-        self.module.train(training is not False)
         with _translated(self.code), torch.no_grad():
-            return str(self.module(self._tensor(x)).dtype).removeprefix("torch.")
+            return str(self._called(self._tensor(x), training).dtype).removeprefix("torch.")
 
     def aliases(self, x: Array, training: bool | None = None) -> list[str]:
-        self.module.train(training is not False)
         given = self._tensor(x)
         with _translated(self.code), torch.no_grad():
-            y = self.module(given)
+            y = self._called(given, training)
             # Where they lie now: the next call may move them.
-            places = {name: _place(tensor) for name, tensor in {"x": given, **self.module.state_dict()}.items()}
-            later = self.module(given)
-        places["the output of the next call"] = _place(later)
-        return [name for name, place in places.items() if place == _place(y)]
+            places = {name: _place(tensor) for name, tensor in {"x": given, **self._state()}.items()}
+            later = self._called(given, training)
+            places["the output of the next call"] = _place(later)
+            return [name for name, place in places.items() if place == _place(y)]
 
-    def state(self) -> dict[str, Array]:
-        return {name: _array(tensor) for name, tensor in self.module.state_dict().items()}
+    def state(self) -> State:
+        with _translated(self.code):
+            named = {name: _array(value, f"the entry {name!r} of the state") for name, value in self._state().items()}
+        return State(named, self.code)
 
     def load(self, state: Mapping[str, Array]) -> None:
         tensors = OrderedDict((name, torch.from_numpy(np.array(value))) for name, value in state.items())
-        # The versions that torch writes into a state: without them it takes the state for one of a release
-        # before 0.4.1 and makes up a missing counter.
-        tensors._metadata = self.module.state_dict()._metadata  # type: ignore[attr-defined]
-        try:
-            self.module.load_state_dict(tensors, strict=True)
-        except RuntimeError as error:  # torch's own way to refuse a state
-            raise Refused("", shown(f"RuntimeError: {error}"), self.code) from error
+        with _translated(self.code):
+            # The versions that torch writes into a state: without them it takes the state for one of a release
+            # before 0.4.1 and makes up a missing counter.
+            tensors._metadata = getattr(self.module.state_dict(), "_metadata", {})  # type: ignore[attr-defined]
+            try:
+                self.module.load_state_dict(tensors, strict=True)
+            except RuntimeError as error:  # torch's own way to refuse a state
+                raise Refused("", _words(error), self.code) from error
 
     def _derived(self, make: Callable[[], Any], doing: str, dtype: torch.dtype | None = None) -> TorchBlock:
         with _translated(f"{self.code}, {doing}"):
-            return TorchBlock(make(), self.code, dtype or self.dtype, self.device)
+            return TorchBlock(_module(make(), "what that gives"), self.code, dtype or self.dtype, self.device)
 
     def copy(self) -> TorchBlock:
         return self._derived(lambda: copy.deepcopy(self.module), "copy.deepcopy")
@@ -163,14 +221,16 @@ class TorchBlock(Block):
         return self._derived(lambda: copy.deepcopy(self.module).to(wanted), f"to({dtype})", wanted)
 
     def modes(self) -> dict[str, bool]:
-        return {name: module.training for name, module in self.module.named_modules()}
+        with _translated(self.code):
+            return {name: module.training for name, module in self.module.named_modules()}
 
     def set_mode(self, training: bool) -> None:
-        self.module.train(training)
+        with _translated(f"{self.code}, train({training})"):
+            self.module.train(training)
 
     def memory(self) -> dict[str, tuple[int, int]]:
-        state = self.module.state_dict()
-        return {name: (t.data_ptr(), t.numel() * t.element_size()) for name, t in state.items()}
+        with _translated(self.code):
+            return {name: (t.data_ptr(), t.numel() * t.element_size()) for name, t in self._state().items()}
 
     def summary(self, shape: Sequence[int]) -> str:
         import torchsummary
@@ -223,7 +283,7 @@ class TorchSubject(Subject):
             torch.manual_seed(seed)
         wanted: torch.dtype = getattr(torch, dtype)
         with _translated(code):
-            module = self.factory(*positional, **arguments)
+            module = _module(self.factory(*positional, **arguments), "what the constructor gives")
             if wanted != torch.float32 or self.device != "cpu":
-                module = module.to(self.device, wanted)
+                module = _module(module.to(self.device, wanted), f"what to({self.device!r}, {wanted}) gives")
             return TorchBlock(module, code, wanted, self.device)

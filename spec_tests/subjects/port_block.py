@@ -11,7 +11,7 @@ import numpy as np
 
 from spec_tests.config import DEFAULTS, NAMED_VALUES, BlockConfig, render_call
 from spec_tests.subjects import wire
-from spec_tests.subjects.base import Array, Block, Crashed, Entry, Gradients, Refused, SubjectError, zeros
+from spec_tests.subjects.base import Array, Block, Crashed, Entry, Gradients, Refused, State, SubjectError, zeros
 
 ARGUMENTS = ("in_planes", "out_planes", *DEFAULTS)
 # What is being done, for messages: put into words where something fails.
@@ -213,8 +213,8 @@ class PortBlock(Block):
             self._pending = x.copy()
         return Gradients(tensors.pop("dx"), {name[2:]: value for name, value in tensors.items()})
 
-    def state(self) -> dict[str, Array]:
-        return {name: value.copy() for name, value in self._current().items()}
+    def state(self) -> State:
+        return State({name: value.copy() for name, value in self._current().items()}, self.code)
 
     def load(self, state: Mapping[str, Array]) -> None:
         """Take a state; one that does not fit is sent to the port, which must refuse it."""

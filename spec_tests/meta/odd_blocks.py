@@ -1,0 +1,134 @@
+"""Blocks whose calls give what nobody expects; the subjects of `test_in_process`, which says what is told of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mdnc.modules.resnet import BlockBottleneck2d as Block
+
+
+def _gives(change: Callable[[Tensor], Any]) -> type[Block]:
+    """A block with another result."""
+
+    class Gives(Block):
+        def forward(self, x: Tensor) -> Any:
+            return change(super().forward(x))
+
+    return Gives
+
+
+OUTPUTS: dict[str, tuple[Callable[[Tensor], Any], str]] = {
+    "none": (lambda _: None, "the output is None, not a tensor"),
+    "tuple": (lambda y: (y,), "the output is a tuple, not a tensor"),
+    "list": (lambda y: [y], "the output is a list, not a tensor"),
+    "array": (lambda y: y.detach().numpy(), "the output is an ndarray, not a tensor"),
+    "number": (lambda _: 1, "the output is an int, not a tensor"),
+    "complex": (lambda y: y + 0j, "the output is of torch.complex64, not of real numbers"),
+    "sparse": (lambda y: y.to_sparse(), "the output is no array of numbers in memory: torch.sparse_coo, torch.float32"),
+    "meta": (lambda y: y.to("meta"), "the output is no array of numbers in memory: torch.strided, torch.float32, on m"),
+}
+
+
+class Unprintable(BaseException):
+    """Not even an Exception, and without a message."""
+
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+class Raises(Block):
+    def forward(self, _: Tensor) -> Tensor:
+        raise Unprintable
+
+
+class NoTrain(Block):
+    def train(self, mode: bool = True) -> Any:
+        raise KeyError(mode)
+
+
+class NoModule(Block):
+    def __new__(cls, *_: Any, **__: Any) -> Any:
+        return 3
+
+
+class ToNone(Block):
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+
+class CopyNone(Block):
+    def __deepcopy__(self, memo: Any) -> None:
+        return None
+
+
+class StateNone(Block):
+    def state_dict(self, *_: Any, **__: Any) -> Any:
+        return None
+
+
+class StateOfMore(Block):
+    def state_dict(self, *positional: Any, **named: Any) -> Any:
+        return {**super().state_dict(*positional, **named), "version": 3}
+
+
+class StateOfNumbers(Block):
+    def state_dict(self, *positional: Any, **named: Any) -> Any:
+        return dict(enumerate(super().state_dict(*positional, **named).values()))
+
+
+class LoadRaises(Block):
+    def load_state_dict(self, *_: Any, **__: Any) -> Any:
+        raise KeyError("conv1")
+
+
+class StateOfLess(Block):
+    """The last entry of the state is kept back, and nothing is loaded strictly."""
+
+    def state_dict(self, *positional: Any, **named: Any) -> Any:
+        found = super().state_dict(*positional, **named)
+        found.popitem()
+        return found
+
+    def load_state_dict(self, state_dict: Any, *_: Any, **__: Any) -> Any:
+        return super().load_state_dict(state_dict, strict=False)
+
+
+class CountsTwice(Block):
+    """Counters of two elements, which no load changes."""
+
+    def __init__(self, *positional: Any, **named: Any) -> None:
+        super().__init__(*positional, **named)
+        for layer in self.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.num_batches_tracked = torch.zeros(2, dtype=torch.int64)
+
+    def load_state_dict(self, *_: Any, **__: Any) -> Any:
+        return None
+
+
+class OneMore(Block):
+    """A parameter more, of which the state is silent and every load too."""
+
+    def __init__(self, *positional: Any, **named: Any) -> None:
+        super().__init__(*positional, **named)
+        self.more = nn.Parameter(torch.zeros(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.more.sum()
+
+    def load_state_dict(self, state_dict: Any, *_: Any, **__: Any) -> Any:
+        return super().load_state_dict(state_dict, strict=False)
+
+
+class GivesTwo(Block):
+    """A tuple, as from blocks that return their attention too."""
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x), x
+
+
+CLASSES = {name: _gives(change) for name, (change, _) in OUTPUTS.items()}
