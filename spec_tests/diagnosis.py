@@ -307,25 +307,29 @@ def _where(subject: Subject, evidence: Evidence, failing: Sequence[int]) -> Iter
     observations = evidence.observations
     numerics = [observation.numeric for observation in observations]
     yield from isolation.shared([numerics[i] for i in failing], [n for i, n in enumerate(numerics) if i not in failing])
-    wrong: set[str] = set()
+    # Of each tensor that is wrong anywhere: the examples in which it is, and what is plainly wrong with it there.
+    wrong: dict[str, list[tuple[Numeric, str]]] = {}
     right: set[str] = set()
     for i in failing:
         tensors = observations[i].tensors
         for name, bounded in predict(numerics[i], SPEC, "dx" in tensors).items():
-            if name in tensors:
-                (right if judge(tensors[name], bounded).ok else wrong).add(name)
-    yield from isolation.kinds(wrong, right)
+            if name not in tensors:
+                continue
+            if judge(tensors[name], bounded).ok:
+                right.add(name)
+            else:
+                wrong.setdefault(name, []).append((numerics[i], isolation.plainly(tensors[name], bounded)))
+    yield from isolation.kinds(set(wrong), right)
+    for name in ("y", "dx"):
+        yield from isolation.seen(name, wrong.get(name, ()))
     with_buffers = [i for i in failing if numerics[i].config.buffers() and numerics[i].training]
-    between = list(isolation.first_statistics(numerics[with_buffers[0]], wrong, right - wrong)) if with_buffers else []
+    norms = numerics[with_buffers[0]] if with_buffers else None
+    between = list(isolation.first_statistics(norms, set(wrong), right - set(wrong))) if norms is not None else []
     yield from between
-    outputs = [i for i in failing if "y" in wrong and not _right(observations[i])]
+    # Layers are told from numbers only.
+    outputs = [numeric for numeric, words in wrong.get("y", ()) if not words]
     if outputs and not between:
-        yield from isolation.first_layer(subject, numerics[outputs[0]])
-
-
-def _right(observation: Observation) -> bool:
-    y = observation.tensors.get("y")
-    return y is not None and _within(y, predict(observation.numeric, SPEC, False)["y"])
+        yield from isolation.first_layer(subject, outputs[0])
 
 
 def _gain(evidence: Evidence, changes: tuple[Change, ...], among: Sequence[int]) -> int:

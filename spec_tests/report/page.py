@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from spec_tests.clauses import all_clauses
 from spec_tests.report.diagram import Diagram, diagram
-from spec_tests.report.drawing import LEGEND, HeatMap, heat_map, plot
+from spec_tests.report.drawing import LEGEND, HeatMap, heat_map, of_bound, plot
 from spec_tests.report.folding import NUMERIC, Broken, Cause, brief, reason
 from spec_tests.report.model import Report, chapter_facts, clause_facts, identity
 from spec_tests.report.specification import inline, sections
@@ -57,6 +57,7 @@ def environment() -> Environment:
     found.filters["inline"] = inline
     found.filters["reason"] = reason
     found.filters["brief"] = brief
+    found.filters["of_bound"] = of_bound
     found.filters["many"] = lambda words: {"holds": "hold", "does not apply": "do not apply"}.get(words, words)
     found.filters["sentence"] = lambda text: text[:1].upper() + text[1:]
     found.filters["cell"] = lambda text: " ".join(str(text).replace("|", "\\|").split())
