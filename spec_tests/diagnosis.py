@@ -23,6 +23,7 @@ from spec_tests.oracle import SPEC, Bounded, NotApplicable, Rules, alternatives,
 from spec_tests.oracle.plan import plan
 from spec_tests.subjects import load_subject
 from spec_tests.subjects.base import Array, Crashed, Refused, Subject
+from spec_tests.words import counted
 
 SECONDS = 10.0
 # How many of the likeliest rules may be the next best, and how many ranks behind a pair others are tried.
@@ -97,10 +98,14 @@ class Diagnosis:
         """The diagnosis as text, one sentence a line; empty for a subject of which nothing is wrong."""
         if self.healthy:
             return []
-        total = f"{self.total} outputs, gradients and statistics"
-        found = [f"{len(self.errors)} kinds of calls failed, such as: {self.errors[0]}"] if self.errors else []
+        total = counted(self.total, "output, gradient or statistic", "outputs, gradients and statistics")
+        failed, such = counted(len(self.errors), "kind of call", "kinds of calls"), ", such as" * (len(self.errors) > 1)
+        found = [f"{failed} failed{such}: {self.errors[0]}"] if self.errors else []
+        if not self.total:
+            return [*found, "No output, gradient or statistic came."]
         if not self.wrong:
-            return [*found, f"All of {total} that came are right."]
+            one = "The only output, gradient or statistic that came is right."
+            return [*found, f"All of {total} that came are right." if self.total > 1 else one]
         if self.certain:
             found.append(f"It behaves exactly like {self.explanations[0].sentence()}.")
         elif self.explanations:
@@ -108,13 +113,14 @@ class Diagnosis:
             found += [f"- {explanation.sentence()}" for explanation in self.explanations]
         if self.explanations:
             inside = f"Every one of {total} lies within its bounds"
-            found.append(f"{inside}, {self.wrong} outside those of the specification.")
+            found.append(f"{inside}, {self.wrong:,} outside those of the specification.")
             if self.runner_up is not None:
                 found.append(
                     f"The next best explanation, {self.runner_up.sentence()}, accounts for {self.runner_up.inside}."
                 )
             return found
-        found.append(f"No known mistake, and no pair of them, explains the {self.wrong} of {total} that are wrong.")
+        are = "is" if self.wrong == 1 else "are"
+        found.append(f"No known mistake, and no pair of them, explains the {self.wrong:,} of {total} that {are} wrong.")
         if self.runner_up is not None and self.runner_up.inside > self.total - self.wrong:
             found.append(f"The nearest, {self.runner_up.sentence()}, accounts for {self.runner_up.inside}.")
         return [*found, *self.where]

@@ -12,6 +12,7 @@ from spec_tests.laws import identity_kernel, only_shortcut
 from spec_tests.numeric import Numeric
 from spec_tests.oracle import Bounded, judge
 from spec_tests.subjects.base import Array, Crashed, Refused, Subject
+from spec_tests.words import counted
 
 FEATURES: dict[str, Callable[[Numeric], Any]] = {
     "normalizer": lambda numeric: numeric.config.normalizer,
@@ -56,7 +57,7 @@ def seen(name: str, wrong: Sequence[tuple[Numeric, str]]) -> Iterator[str]:
         kind, mode = _kind(name), "training" if numeric.training else "evaluation"
         yield (
             f"{kind[:1].upper()}{kind[1:]} {words}, as with {numeric.config.call()} in {mode}: "
-            f"in {len(plain)} of {len(wrong)} examples in which it is wrong, that tells no layer."
+            f"in {len(plain)} of {counted(len(wrong), 'example')} in which it is wrong, that tells no layer."
         )
 
 

@@ -212,7 +212,7 @@ def test_writing_again_keeps_what_was_said(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("t::a | 4.2 | failed | x\n", "line 1: 5 fields are due"),
-        ("# a comment\n\nnonsense\n", "line 3: 5 fields are due with '|' between them, these are 1"),
+        ("# a comment\n\nnonsense\n", "line 3: 5 fields are due with '|' between them, this is 1"),
         ("t::a | 4.99 | failed | x | y\n", "line 1: SPEC.md has no clause '4.99'"),
         ("t::a | 4.2 | broken | x | y\n", "line 1: the outcome 'broken' must be one of failed, errored"),
         ("t::a | 4.2 | failed | | y\n", "line 1: the test id or the message prefix is empty"),
@@ -296,7 +296,7 @@ def test_runs(tmp_path: Path) -> None:
         assert re.search(rf"^KNOWN 4\.2 chapters/.*test_law\[4\.2\]: the output: .* \({LINK}\)$", ended.out, re.M), (
             ended.out
         )
-        assert ended.out.rstrip().endswith("conforms except 1 known failure (4.2): 1 clauses hold")
+        assert ended.out.rstrip().endswith("conforms except 1 known failure (4.2): 1 clause holds")
         assert "FAILED" not in ended.out
     assert other.status == 1
     assert "KNOWN FAILURES changed, line 3: chapters/" in other.out
@@ -308,7 +308,7 @@ def test_runs(tmp_path: Path) -> None:
     assert conduct.status == 1
     assert "KNOWN FAILURES unexpected failure: conduct (conduct): it exited with status 1" in conduct.out
     assert elsewhere.status == 0
-    assert re.search(r"conforms: 1 clauses hold, \d+ checks$", elsewhere.out.rstrip())
+    assert re.search(r"conforms: 1 clause holds, \d+ checks$", elsewhere.out.rstrip())
 
 
 @pytest.mark.slow
