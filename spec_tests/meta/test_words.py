@@ -1,4 +1,4 @@
-"""How a verdict is worded: counted nouns and texts of several lines."""
+"""How a verdict is worded: counted nouns, texts of several lines, and the labels of the matrix."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.console import Console
 from spec_tests.diagnosis import Diagnosis
 from spec_tests.known_failures import Compared
 from spec_tests.meta.test_report_parts import failed, verdict
+from spec_tests.report import matrix
 from spec_tests.report.folding import CALL
 from spec_tests.report.model import Report
 from spec_tests.report.page import html, markdown
@@ -103,3 +104,56 @@ def test_further_lines_belong_to_the_first() -> None:
         "KNOWN FAILURES unexpected\n      failure\n",
     ):
         assert lines in text
+
+
+# ------------------------------------------------------------------ the matrix
+
+
+def rows_of(*reports: Report) -> list[str]:
+    table = matrix.markdown(reports).splitlines()[2:]
+    return [row.split(" | ")[0].removeprefix("| ") for row in table if row.startswith("|")]
+
+
+def test_rows_that_look_alike_are_told_apart() -> None:
+    """By what differs among them, and no more; others have a plain label."""
+    one = Report(verdict(), "py:a:B", "smoke", 3, started="then", versions={"torch": "2.13.0"})
+    on_gpu = replace(one, verdict=replace(verdict(), subject={"device": "cuda"}))
+    old = replace(one, versions={"numpy": "2.0"})
+    other = replace(one, subject="py:c:D")
+    mine = "`py:a:B`"
+    assert rows_of(one, other) == [mine, "`py:c:D`"]
+    assert rows_of(one, other, replace(one, seed=None)) == [
+        f"{mine}, seed 3",
+        "`py:c:D`",
+        f"{mine}, the fixed examples",
+    ]
+    assert rows_of(one, replace(one, profile="default", started="x")) == [
+        f"{mine}, profile smoke",
+        f"{mine}, profile default",
+    ]
+    assert rows_of(one, replace(one, clauses=("4.1",))) == [f"{mine}, all clauses", f"{mine}, clause 4.1"]
+    assert rows_of(one, on_gpu, replace(one, seed=4)) == [
+        f"{mine}, seed 3, on cpu",
+        f"{mine}, seed 3, on cuda",
+        f"{mine}, seed 4, on cpu",
+    ]
+    assert rows_of(one, old) == [f"{mine}, torch 2.13.0", f"{mine}, without torch"]
+    assert rows_of(one, replace(one, started="later")) == [
+        f"{mine}, started then",
+        f"{mine}, started later",
+    ]
+    assert rows_of(one, one) == [f"{mine}, report 1", f"{mine}, report 2"]
+    page = matrix.html([one, on_gpu])
+    assert "profile smoke, seed 3, on cpu<" in page
+    assert "profile smoke, seed 3, on cuda<" in page
+    missing = replace(one, verdict=replace(verdict(), troubles=["shard 1 of 2 is missing"]), seed=5)
+    assert "- `py:a:B`, seed 5: shard 1 of 2 is missing" in matrix.markdown([one, missing])
+
+
+def test_a_cell_counts() -> None:
+    found = verdict(
+        Outcome("t", ("8.1", "8.2"), "passed", {"8.1": 1, "8.2": 1}), replace(failed("7.1"), clauses=("7.1", "7.2"))
+    )
+    page = matrix.html([Report(found, "py:a:B", "smoke")])
+    assert 'title="chapter 8: 2 hold, 5 not judged"' in page
+    assert 'title="chapter 7: 1 broken, 14 not judged"' in page
