@@ -268,8 +268,8 @@ def _merge(options: argparse.Namespace) -> int:
         reports = _reports(options)
         if len(reports) != 1:
             raise ValueError(
-                f"these are {len(reports)} runs and must be the shards of one: the same subject, profile, seed and "
-                "clauses; matrix shows several"
+                f"these are {len(reports)} runs and must be the shards of one: the same subject, profile, seed, "
+                "clauses, device and specification; matrix shows several"
             )
     except ValueError as error:
         print(f"mdnc-spec merge: {error}", file=sys.stderr)

@@ -315,7 +315,7 @@ def _missing(shards: Iterable[tuple[int, int] | None]) -> list[str]:
 
 
 def _run(report: Report) -> tuple[Any, ...]:
-    """What shards of one run have in common."""
+    """What shards of one run have in common, but for the device, which is not known of one without a test."""
     of = report.shard[1] if report.shard else 0
     return report.subject, report.profile, report.seed, report.clauses, report.specification, of
 
@@ -323,9 +323,12 @@ def _run(report: Report) -> tuple[Any, ...]:
 def merged(reports: Sequence[Report]) -> list[Report]:
     """The reports, with the shards of each run made one; in the order in which they come."""
     groups: dict[tuple[Any, ...], list[Report]] = {}
+    devices = {_run(report): report.device for report in reports if report.shard and report.verdict.subject}
     for position, report in enumerate(reports):
+        run = _run(report)
+        device = report.device if report.verdict.subject else devices.get(run, report.device)
         # A report that is no shard stands for itself.
-        key = _run(report) if report.shard else (position,)
+        key = (*run, device) if report.shard else (position,)
         groups.setdefault(key, []).append(report)
     return [parts[0] if not parts[0].shard else _merged(parts) for parts in groups.values()]
 
