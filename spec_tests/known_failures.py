@@ -98,10 +98,14 @@ def _advice(entry: Known) -> bool:
 
 @dataclass
 class Compared:
-    """A run beside its file: `expected` are the failures that the file knows, by test; the rest are differences."""
+    """A run beside its file: `expected` are the failures that the file knows, by test; the rest are differences.
+
+    `left` are entries of which a shard says nothing, since another one may have their test.
+    """
 
     expected: dict[str, Known] = field(default_factory=dict)
     differences: list[str] = field(default_factory=list)
+    left: list[Known] = field(default_factory=list)
 
     def status(self, verdict: Verdict) -> int:
         """The exit status: that of the verdict, for which an expected failure is none."""
@@ -155,10 +159,12 @@ def compare(entries: Iterable[Known], verdict: Verdict) -> Compared:
             found.expected[test] = entry
     ran = {outcome.test: outcome for outcome in verdict.outcomes}
     for entry in known.values():
-        if entry.test not in got:
-            complaint = _absent(entry, ran.get(entry.test), verdict)
-            if complaint:
-                found.differences.append(complaint)
+        if entry.test in got:
+            continue
+        if verdict.shard and entry.test not in ran:
+            found.left.append(entry)
+        elif complaint := _absent(entry, ran.get(entry.test), verdict):
+            found.differences.append(complaint)
     return found
 
 
@@ -170,11 +176,17 @@ def of_tests(verdict: Verdict, tests: Iterable[str], differences: Iterable[str] 
     return Compared(expected, list(dict.fromkeys(differences)))
 
 
+def left_by_all(shards: Iterable[Iterable[Known]], verdict: Verdict) -> list[str]:
+    """What is to be said of entries that every shard of a whole left to the others."""
+    first, *others = map(list, shards)
+    return [
+        text for entry in first if all(entry in left for left in others) and (text := _absent(entry, None, verdict))
+    ]
+
+
 def _absent(entry: Known, outcome: TestOutcome | None, verdict: Verdict) -> str:
     """What is to be said of an entry whose test did not fail; nothing where the run left it out."""
     where = f"line {entry.line}: {entry.test}"
-    if outcome is None and verdict.shard:
-        return ""
     if entry.test == CONDUCT and not verdict.interrupted and not verdict.stopped:
         return f"unexpected pass, {where}: the port ended as it must; remove the line"
     if outcome is not None and outcome.status == "passed":

@@ -15,7 +15,7 @@ from typing import Any
 
 from spec_tests import __version__, known_failures
 from spec_tests.clauses import SPEC, all_chapters, all_clauses, sort_key
-from spec_tests.known_failures import Compared
+from spec_tests.known_failures import Compared, Known
 from spec_tests.report.folding import Cause, causes, reason
 from spec_tests.verdict import BROKEN, CONFORMS, INTERRUPTED, NOT_JUDGED, PARTIAL, TestOutcome, Verdict
 
@@ -69,7 +69,7 @@ class Report:
 
     `clauses` are those that were asked for (none: all); `shard` is (number, of how many) of a run that is a part of
     another; `seconds` how long it took; `known` are tests whose failures a file says are known, `differences` what
-    else it says that is not so.
+    else it says that is not so, `left` its entries that a shard left to the others.
     """
 
     verdict: Verdict
@@ -88,6 +88,7 @@ class Report:
     known: tuple[str, ...] = ()
     differences: tuple[str, ...] = ()
     status: int | None = None
+    left: tuple[Known, ...] = ()
 
     @property
     def device(self) -> str:
@@ -110,6 +111,7 @@ class Report:
             summary=compared.summary(self.verdict) or summary(self.verdict),
             known=tuple(sorted(compared.expected)),
             differences=tuple(compared.differences),
+            left=tuple(compared.left),
             status=compared.status(self.verdict),
         )
 
@@ -151,6 +153,7 @@ class Report:
             "conduct": verdict.conduct,
             "known": sorted(self.known),
             "differences": list(self.differences),
+            "left": [asdict(entry) for entry in self.left],
             "diagnosis": diagnosis,
             "exit_status": self.exit_status,
             "verdict": self.word,
@@ -194,6 +197,7 @@ class Report:
             tuple(data["known"]),
             tuple(data["differences"]),
             data["exit_status"],
+            tuple(Known(**entry) for entry in data["left"]),
         )
 
 
@@ -351,4 +355,7 @@ def _merged(parts: Sequence[Report]) -> Report:
         first.specification,
         command=first.command,
     )
-    return whole.beside(known_failures.of_tests(verdict, known, (d for part in parts for d in part.differences)))
+    differences = [difference for part in parts for difference in part.differences]
+    if not _missing(part.shard for part in parts):
+        differences += known_failures.left_by_all((part.left for part in parts), verdict)
+    return whole.beside(known_failures.of_tests(verdict, known, differences))
