@@ -20,6 +20,7 @@ from spec_tests import known_failures
 from spec_tests.arguments import parser
 from spec_tests.clauses import all_chapters, all_clauses, select
 from spec_tests.verdict import BROKEN, CONFORMS, INTERRUPTED, NOT_JUDGED, Verdict
+from spec_tests.words import counted, hanging
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -128,7 +129,7 @@ def _judge(options: argparse.Namespace) -> int:
         if options.budget is not None and seed is not None:
             plugins = (live, collector)
             ended, rounds, last = campaign.run(arguments, plugins, collector, options.profile, seed, options.budget)
-            console.print(f"{rounds} rounds of new examples, to the seed {last}", highlight=False)
+            console.print(f"{counted(rounds, 'round')} of new examples, to the seed {last}", highlight=False)
         else:
             chosen = ["--profile", options.profile, *(["--seed", str(seed)] if seed is not None else [])]
             ended = pytest.main([*arguments, *chosen], plugins=[live, collector])
@@ -225,7 +226,8 @@ def _diagnose(options: argparse.Namespace) -> int:
     except SubjectError as error:
         print(error, file=sys.stderr)
         return NOT_JUDGED
-    print("\n".join(diagnosis.lines()) or f"nothing is wrong with {diagnosis.total} outputs, gradients and statistics")
+    judged = counted(diagnosis.total, "output, gradient or statistic", "outputs, gradients and statistics")
+    print("\n".join(map(hanging, diagnosis.lines())) or f"nothing is wrong with {judged}")
     return CONFORMS if diagnosis.healthy else BROKEN
 
 
@@ -275,8 +277,8 @@ def _merge(options: argparse.Namespace) -> int:
         reports = _reports(options)
         if len(reports) != 1:
             raise ValueError(
-                f"these are {len(reports)} runs and must be the shards of one: the same subject, profile, seed and "
-                "clauses; matrix shows several"
+                f"these are {len(reports)} runs and must be the shards of one: the same subject, profile, seed, "
+                "clauses, device and specification; matrix shows several"
             )
     except ValueError as error:
         print(f"mdnc-spec merge: {error}", file=sys.stderr)

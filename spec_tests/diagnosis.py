@@ -23,6 +23,7 @@ from spec_tests.oracle import SPEC, Bounded, NotApplicable, Rules, alternatives,
 from spec_tests.oracle.plan import plan
 from spec_tests.subjects import load_subject
 from spec_tests.subjects.base import Array, Crashed, Refused, Subject
+from spec_tests.words import counted
 
 SECONDS = 10.0
 # How many of the likeliest rules may be the next best, and how many ranks behind a pair others are tried.
@@ -97,10 +98,14 @@ class Diagnosis:
         """The diagnosis as text, one sentence a line; empty for a subject of which nothing is wrong."""
         if self.healthy:
             return []
-        total = f"{self.total} outputs, gradients and statistics"
-        found = [f"{len(self.errors)} kinds of calls failed, such as: {self.errors[0]}"] if self.errors else []
+        total = counted(self.total, "output, gradient or statistic", "outputs, gradients and statistics")
+        failed, such = counted(len(self.errors), "kind of call", "kinds of calls"), ", such as" * (len(self.errors) > 1)
+        found = [f"{failed} failed{such}: {self.errors[0]}"] if self.errors else []
+        if not self.total:
+            return [*found, "No output, gradient or statistic came."]
         if not self.wrong:
-            return [*found, f"All of {total} that came are right."]
+            one = "The only output, gradient or statistic that came is right."
+            return [*found, f"All of {total} that came are right." if self.total > 1 else one]
         if self.certain:
             found.append(f"It behaves exactly like {self.explanations[0].sentence()}.")
         elif self.explanations:
@@ -108,13 +113,14 @@ class Diagnosis:
             found += [f"- {explanation.sentence()}" for explanation in self.explanations]
         if self.explanations:
             inside = f"Every one of {total} lies within its bounds"
-            found.append(f"{inside}, {self.wrong} outside those of the specification.")
+            found.append(f"{inside}, {self.wrong:,} outside those of the specification.")
             if self.runner_up is not None:
                 found.append(
                     f"The next best explanation, {self.runner_up.sentence()}, accounts for {self.runner_up.inside}."
                 )
             return found
-        found.append(f"No known mistake, and no pair of them, explains the {self.wrong} of {total} that are wrong.")
+        are = "is" if self.wrong == 1 else "are"
+        found.append(f"No known mistake, and no pair of them, explains the {self.wrong:,} of {total} that {are} wrong.")
         if self.runner_up is not None and self.runner_up.inside > self.total - self.wrong:
             found.append(f"The nearest, {self.runner_up.sentence()}, accounts for {self.runner_up.inside}.")
         return [*found, *self.where]
@@ -307,25 +313,29 @@ def _where(subject: Subject, evidence: Evidence, failing: Sequence[int]) -> Iter
     observations = evidence.observations
     numerics = [observation.numeric for observation in observations]
     yield from isolation.shared([numerics[i] for i in failing], [n for i, n in enumerate(numerics) if i not in failing])
-    wrong: set[str] = set()
+    # Of each tensor that is wrong anywhere: the examples in which it is, and what is plainly wrong with it there.
+    wrong: dict[str, list[tuple[Numeric, str]]] = {}
     right: set[str] = set()
     for i in failing:
         tensors = observations[i].tensors
         for name, bounded in predict(numerics[i], SPEC, "dx" in tensors).items():
-            if name in tensors:
-                (right if judge(tensors[name], bounded).ok else wrong).add(name)
-    yield from isolation.kinds(wrong, right)
+            if name not in tensors:
+                continue
+            if judge(tensors[name], bounded).ok:
+                right.add(name)
+            else:
+                wrong.setdefault(name, []).append((numerics[i], isolation.plainly(tensors[name], bounded)))
+    yield from isolation.kinds(set(wrong), right)
+    for name in ("y", "dx"):
+        yield from isolation.seen(name, wrong.get(name, ()))
     with_buffers = [i for i in failing if numerics[i].config.buffers() and numerics[i].training]
-    between = list(isolation.first_statistics(numerics[with_buffers[0]], wrong, right - wrong)) if with_buffers else []
+    norms = numerics[with_buffers[0]] if with_buffers else None
+    between = list(isolation.first_statistics(norms, set(wrong), right - set(wrong))) if norms is not None else []
     yield from between
-    outputs = [i for i in failing if "y" in wrong and not _right(observations[i])]
+    # Layers are told from numbers only.
+    outputs = [numeric for numeric, words in wrong.get("y", ()) if not words]
     if outputs and not between:
-        yield from isolation.first_layer(subject, numerics[outputs[0]])
-
-
-def _right(observation: Observation) -> bool:
-    y = observation.tensors.get("y")
-    return y is not None and _within(y, predict(observation.numeric, SPEC, False)["y"])
+        yield from isolation.first_layer(subject, outputs[0])
 
 
 def _gain(evidence: Evidence, changes: tuple[Change, ...], among: Sequence[int]) -> int:

@@ -10,8 +10,9 @@ import numpy as np
 from spec_tests.config import Layer
 from spec_tests.laws import identity_kernel, only_shortcut
 from spec_tests.numeric import Numeric
-from spec_tests.oracle import judge
+from spec_tests.oracle import Bounded, judge
 from spec_tests.subjects.base import Array, Crashed, Refused, Subject
+from spec_tests.words import counted
 
 FEATURES: dict[str, Callable[[Numeric], Any]] = {
     "normalizer": lambda numeric: numeric.config.normalizer,
@@ -40,6 +41,26 @@ def kinds(wrong: set[str], right: set[str]) -> Iterator[str]:
         yield f"In the wrong examples, only these are wrong: {', '.join(sorted(bad))}."
 
 
+def plainly(got: Array, expected: Bounded) -> str:
+    """What is wrong with a tensor of whose numbers nothing can be told; empty if something can."""
+    if got.shape != expected.shape:
+        return f"has the shape {got.shape} and must have {expected.shape}"
+    if np.isfinite(got).any() or not np.isfinite(expected.value).any():
+        return ""
+    return "is NaN everywhere" if np.isnan(got).all() else "is finite nowhere"
+
+
+def seen(name: str, wrong: Sequence[tuple[Numeric, str]]) -> Iterator[str]:
+    """What is plainly wrong with a tensor; `wrong` are the examples in which it is wrong, with what `plainly` says."""
+    plain = [(numeric, words) for numeric, words in wrong if words]
+    for numeric, words in plain[:1]:
+        kind, mode = _kind(name), "training" if numeric.training else "evaluation"
+        yield (
+            f"{kind[:1].upper()}{kind[1:]} {words}, as with {numeric.config.call()} in {mode}: "
+            f"in {len(plain)} of {counted(len(wrong), 'example')} in which it is wrong, that tells no layer."
+        )
+
+
 def first_statistics(numeric: Numeric, wrong: set[str], right: set[str]) -> Iterator[str]:
     """Between which norms an error enters, from the running statistics, which show what each norm got."""
     norms = [layer.name for layer in numeric.config.layers() if layer.kind == "norm" and layer.branch != "in_node"]
@@ -63,7 +84,7 @@ def first_layer(subject: Subject, numeric: Numeric) -> Iterator[str]:
     All layers behind one are made to pass on what they get (convolutions by a kernel with a single 1, slopes by 1,
     scales by 1 and shifts by 0), then those behind the next one, and so on.
     """
-    if _leaves(subject, numeric, only_shortcut(numeric.config, numeric.state())):
+    if _leaves(subject, numeric, only_shortcut(numeric.config, numeric.state()), finite=True):
         yield "It leaves the bound in the shortcut: with the last convolution's weights 0, the output is still wrong."
     layers = [layer for layer in numeric.config.layers() if layer.branch != "in_node"]
     for index, layer in enumerate(layers):
@@ -88,9 +109,11 @@ def _passing_on(numeric: Numeric, behind: Sequence[Layer]) -> dict[str, Array]:
     return state
 
 
-def _leaves(subject: Subject, numeric: Numeric, state: dict[str, Array]) -> bool:
+def _leaves(subject: Subject, numeric: Numeric, state: dict[str, Array], finite: bool = False) -> bool:
+    """Whether the output leaves its bound; with `finite` only where its numbers say so: 0 times NaN is NaN."""
     try:
         y = numeric.built(subject, state).forward(numeric.x(), numeric.training)
     except (Refused, Crashed):
-        return True
-    return not judge(y, numeric.expected(state).y).ok
+        return not finite
+    due = numeric.expected(state).y
+    return not judge(y, due).ok and (not finite or (y.shape == due.shape and bool(np.isfinite(y).all())))

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from spec_tests.clauses import all_clauses
 from spec_tests.verdict import BROKEN, CONFORMS, NOT_JUDGED, PARTIAL, TestOutcome, Verdict
+from spec_tests.words import counted
 
 HEADER = (
     "# test id | clause | outcome | message prefix | link\n# Each line needs a link or another reason at its end.\n"
@@ -60,7 +61,8 @@ def read(path: Path) -> list[Known]:
             continue
         fields = [part.strip() for part in line.split("|", 4)]
         if len(fields) != 5:
-            raise ValueError(f"{path}, line {number}: 5 fields are due with '|' between them, these are {len(fields)}")
+            are = "this is 1" if len(fields) == 1 else f"these are {len(fields)}"
+            raise ValueError(f"{path}, line {number}: 5 fields are due with '|' between them, {are}")
         entry = Known(fields[0], fields[1], fields[2], fields[3], fields[4], number)
         if not entry.test or not entry.message:
             raise ValueError(f"{path}, line {number}: the test id or the message prefix is empty")
@@ -96,10 +98,14 @@ def _advice(entry: Known) -> bool:
 
 @dataclass
 class Compared:
-    """A run beside its file: `expected` are the failures that the file knows, by test; the rest are differences."""
+    """A run beside its file: `expected` are the failures that the file knows, by test; the rest are differences.
+
+    `left` are entries of which a shard says nothing, since another one may have their test.
+    """
 
     expected: dict[str, Known] = field(default_factory=dict)
     differences: list[str] = field(default_factory=list)
+    left: list[Known] = field(default_factory=list)
 
     def status(self, verdict: Verdict) -> int:
         """The exit status: that of the verdict, for which an expected failure is none."""
@@ -119,7 +125,7 @@ class Compared:
         if verdict.interrupted:
             return ""
         if self.differences:
-            return f"does not conform: {_count(len(self.differences), 'difference')} from the known failures"
+            return f"does not conform: {counted(len(self.differences), 'difference')} from the known failures"
         if not self.expected or verdict.stopped or self.status(verdict) == NOT_JUDGED:
             return ""
         holding = sum(status == "passed" for status in verdict.clause_status().values())
@@ -127,12 +133,8 @@ class Compared:
         vacuous = [clause for clause, status in verdict.clause_status().items() if status == "vacuous"]
         partial = f"; partial: not offered: {', '.join(verdict.unsupported())}" if verdict.unsupported() else ""
         partial += f"; partial: no example says anything of {', '.join(vacuous)}" if vacuous else ""
-        known = _count(len(self.expected), "known failure")
-        return f"conforms except {known} ({clauses}): {holding} clauses hold{partial}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("s" if number != 1 else "")
+        known, hold = counted(len(self.expected), "known failure"), counted(holding, "clause holds", "clauses hold")
+        return f"conforms except {known} ({clauses}): {hold}{partial}"
 
 
 def compare(entries: Iterable[Known], verdict: Verdict) -> Compared:
@@ -157,10 +159,12 @@ def compare(entries: Iterable[Known], verdict: Verdict) -> Compared:
             found.expected[test] = entry
     ran = {outcome.test: outcome for outcome in verdict.outcomes}
     for entry in known.values():
-        if entry.test not in got:
-            complaint = _absent(entry, ran.get(entry.test), verdict)
-            if complaint:
-                found.differences.append(complaint)
+        if entry.test in got:
+            continue
+        if verdict.shard and entry.test not in ran:
+            found.left.append(entry)
+        elif complaint := _absent(entry, ran.get(entry.test), verdict):
+            found.differences.append(complaint)
     return found
 
 
@@ -172,11 +176,17 @@ def of_tests(verdict: Verdict, tests: Iterable[str], differences: Iterable[str] 
     return Compared(expected, list(dict.fromkeys(differences)))
 
 
+def left_by_all(shards: Iterable[Iterable[Known]], verdict: Verdict) -> list[str]:
+    """What is to be said of entries that every shard of a whole left to the others."""
+    first, *others = map(list, shards)
+    return [
+        text for entry in first if all(entry in left for left in others) and (text := _absent(entry, None, verdict))
+    ]
+
+
 def _absent(entry: Known, outcome: TestOutcome | None, verdict: Verdict) -> str:
     """What is to be said of an entry whose test did not fail; nothing where the run left it out."""
     where = f"line {entry.line}: {entry.test}"
-    if outcome is None and verdict.shard:
-        return ""
     if entry.test == CONDUCT and not verdict.interrupted and not verdict.stopped:
         return f"unexpected pass, {where}: the port ended as it must; remove the line"
     if outcome is not None and outcome.status == "passed":
@@ -215,7 +225,7 @@ def update(path: Path, verdict: Verdict) -> str:
         bare = write(path, verdict, read(path) if path.exists() else ())
     except (OSError, ValueError) as error:
         return f"{path} could not be written: {error}"
-    return f"{path} is written" + (f"; {_count(bare, 'line')} without a reason at the end" if bare else "")
+    return f"{path} is written" + (f"; {counted(bare, 'line')} without a reason at the end" if bare else "")
 
 
 def write(path: Path, verdict: Verdict, before: Sequence[Known] = ()) -> int:

@@ -202,7 +202,7 @@ def inspect(
         raise NonConformance(clause, what, f"shape {np.shape(actual)}", f"shape {expected.shape}", example)
     worst, first = verdict.worst, verdict.first
     got = f"{worst.got!r} at {list(worst.index)}"
-    allowed = f"{worst.value!r} ± {worst.bound:.3g}; the error is {worst.ratio:.3g} times that"
+    allowed = f"{worst.value!r} ± {worst.bound:.3g}; the error is {worst.excess}"
     if first.index != worst.index:
         got += f", the worst; the first is {first.got!r} at {list(first.index)}"
         allowed += f", the worst; the first should be {first.value!r} ± {first.bound:.3g}"

@@ -100,7 +100,7 @@ def _judged(name: str, got: Array | None, expected: Bounded, run: Forward) -> To
     if worst is None:
         return False, f"{name}: has the shape {list(got.shape)}; due is {list(expected.shape)}"
     told = f"got {worst.got!r} at {list(worst.index)}, expected {worst.value!r} ± {worst.bound:.3g}"
-    told += f" ({worst.ratio:.3g} times that); {verdict.outside:.1%} of its elements are outside"
+    told += f" ({worst.excess}); {verdict.outside:.1%} of its elements are outside"
     plain = name if name in ("y", "dx") else name[2:]
     return False, f"{name}: {told}; the error entered at one of {', '.join(suspects(run, plain))}"
 

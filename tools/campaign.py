@@ -75,13 +75,14 @@ def command(subject: str, database: str, *more: str) -> list[str]:
 def found(output: str) -> str:
     """What a run says of itself in a line."""
     seeds = re.findall(r"^seed (\d+)$", output, re.MULTILINE)
-    rounds = re.findall(r"^(\d+ rounds .*)$", output, re.MULTILINE)
+    rounds = re.findall(r"^([\d,]+ rounds? .*)$", output, re.MULTILINE)
     broken = ", ".join(FINAL.findall(output)) or "nothing"
     return f"seed {seeds[0] if seeds else 'fixed'}, {rounds[0] if rounds else '0 rounds'}: broken {broken}"
 
 
 def hold(options: argparse.Namespace, database: str) -> int:
     from spec_tests.seeding import stored
+    from spec_tests.words import counted
 
     runs = []
     for number in range(options.workers):
@@ -97,7 +98,7 @@ def hold(options: argparse.Namespace, database: str) -> int:
         for run in runs:
             run.terminate()
         raise
-    print(f"kept: {stored(database)} examples", flush=True)
+    print(f"kept: {counted(stored(database), 'example')}", flush=True)
     more = ("--seed", str(options.seed + 1000 * options.workers), *options.rest)
     last = subprocess.run(
         command(options.subject, database, *more), stdout=subprocess.PIPE, encoding="utf-8", check=False

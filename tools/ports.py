@@ -29,7 +29,7 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 PORTS = ROOT / "spec_tests" / "ports"
-LINE = re.compile(r"^ ?(\d+) .*?  +(\d+) of (\d+) clauses hold(.*?)(?: {2,}[\d,]+ checks)?$", re.M)
+LINE = re.compile(r"^ ?(\d+) .*?  +(\d+) of (\d+) clauses hold(.*?)(?: {2,}[\d,]+ checks?)?$", re.M)
 STATUS = {0: "conforms", 1: "does not conform", 2: "partial", 3: "not judged", 130: "interrupted"}
 
 

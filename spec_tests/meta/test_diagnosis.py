@@ -13,7 +13,7 @@ from spec_tests.diagnosis import diagnose
 from spec_tests.meta.processes import REFERENCE, mdnc_spec
 from spec_tests.meta.rule_subject import RuleBlock, RuleSubject
 from spec_tests.oracle import SPEC, alternatives
-from spec_tests.subjects.base import Array, Crashed
+from spec_tests.subjects.base import Array, Crashed, Gradients
 
 SAMPLE = list(alternatives())[::11]
 # Long enough for any machine: what is tested does not depend on the time that it takes.
@@ -70,6 +70,74 @@ def test_what_no_rule_explains_is_described() -> None:
     assert "No known mistake" in text
     assert "Wrong only with a batch of = 3." in text
     assert "behaves exactly like" not in text
+
+
+class Nan(RuleBlock):
+    def forward(self, x: Array, training: bool | None = None) -> Array:
+        return np.full_like(super().forward(x, training), np.nan)
+
+
+class Infinite(RuleBlock):
+    """In batches of three; in those of two, slightly too much."""
+
+    def forward(self, x: Array, training: bool | None = None) -> Array:
+        y = super().forward(x, training)
+        return np.full_like(y, np.inf) if len(x) == 3 else y * np.float32(1.001) if len(x) == 2 else y
+
+
+class Cropped(RuleBlock):
+    def forward(self, x: Array, training: bool | None = None) -> Array:
+        return super().forward(x, training)[..., :-1]
+
+
+class NanGradient(RuleBlock):
+    def backward(self, x: Array, dy: Array, training: bool | None = None) -> Gradients:
+        found = super().backward(x, dy, training)
+        return Gradients(found.dx * np.float32(np.nan), found.params)
+
+
+BLOCK = "BlockBottleneck2d(3, 3, normalizer='batch') in training"
+
+
+@pytest.mark.parametrize(
+    ("block", "sentence"),
+    [
+        (Nan, f"The output is NaN everywhere, as with {BLOCK}: in 24 of 24 "),
+        (Cropped, f"The output has the shape (3, 3, 4, 5) and must have (3, 3, 4, 6), as with {BLOCK}: in 24 of 24 "),
+        (NanGradient, f"The gradient of the input is NaN everywhere, as with {BLOCK}: in 24 of 24 "),
+    ],
+)
+def test_an_output_without_numbers_blames_no_layer(block: type[RuleBlock], sentence: str) -> None:
+    subject = OddSubject(SPEC)
+    subject.block = block
+    found = diagnose(subject, SECONDS, first=24)
+    assert found.explanations == ()
+    assert found.where[-1] == f"{sentence}examples in which it is wrong, that tells no layer."
+    assert "leaves the bound" not in "\n".join(found.where)
+
+
+def test_layers_are_told_from_numbers_alone() -> None:
+    """Where some wrong examples have numbers, they are asked, and not those without."""
+    subject = OddSubject(SPEC)
+    subject.block = Infinite
+    found = diagnose(subject, SECONDS, first=24)
+    assert any(line.startswith("The output is finite nowhere, as with ") for line in found.where)
+    assert "that tells no layer" in found.where[-3]
+    assert "leaves the bound in the shortcut" in found.where[-2]
+
+
+def test_nan_that_passes_zero_weights_blames_no_shortcut() -> None:
+    class Spot(RuleBlock):
+        def forward(self, x: Array, training: bool | None = None) -> Array:
+            y = super().forward(x, training)
+            y[0, 0, 0, 0] = np.nan
+            return y
+
+    subject = OddSubject(SPEC)
+    subject.block = Spot
+    found = diagnose(subject, SECONDS, first=8)
+    assert found.where
+    assert "shortcut" not in "\n".join(found.where)
 
 
 class Crashing(RuleBlock):

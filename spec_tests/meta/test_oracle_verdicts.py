@@ -56,6 +56,24 @@ def test_a_verdict_names_the_first_and_the_worst_place() -> None:
 
 
 @pytest.mark.parametrize(
+    ("got", "value", "bound", "words"),
+    [
+        (2.0, 0.0, 0.5, "4 times that"),
+        (2.0, 0.0, 0.0, "2 where none is allowed"),
+        (np.nan, 0.0, 0.5, "not a number"),
+        (1.0, np.nan, 0.0, "not a number"),
+        (-np.inf, 0.0, 0.5, "infinite"),
+    ],
+)
+def test_an_error_is_told_in_words(got: float, value: float, bound: float, words: str) -> None:
+    """Of NaN, nothing is said to be infinitely many times a bound."""
+    verdict = judge([got], Bounded(np.array([value]), np.array([bound])))
+    assert verdict.worst is not None
+    assert verdict.worst.excess == words
+    assert "inf)" not in verdict.describe()
+
+
+@pytest.mark.parametrize(
     ("actual", "value", "bound", "ok"),
     [
         (1.5, 1.0, 0.5, True),

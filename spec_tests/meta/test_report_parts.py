@@ -19,7 +19,7 @@ from spec_tests.config import BlockConfig
 from spec_tests.report import drawing, heat
 from spec_tests.report.diagram import diagram
 from spec_tests.report.files import badge
-from spec_tests.report.folding import CALL, MENDING, broken_clauses, causes, reason
+from spec_tests.report.folding import CALL, MENDING, brief, broken_clauses, causes, reason
 from spec_tests.report.junit import junit
 from spec_tests.report.model import Diagnosed, Report
 from spec_tests.report.page import html, markdown
@@ -128,6 +128,28 @@ def test_numbers_go_under_the_first_wrong_output() -> None:
 def test_advice_is_no_cascade() -> None:
     [advice] = [c for c in CLAUSES if all_clauses()[c].level == "SHOULD"][:1]
     assert under(failed("1.1", "a"), failed(advice, "b")) == {"1.1": [], advice: []}
+
+
+@pytest.mark.parametrize(
+    ("got", "value", "words"),
+    [
+        (np.nan, 1.0, "not finite (NaN or infinite)"),
+        (-np.inf, 1.0, "not finite (NaN or infinite)"),
+        (1.0, np.nan, "finite and must not be"),
+    ],
+)
+def test_what_is_no_number_is_no_multiple_of_a_bound(got: float, value: float, words: str) -> None:
+    tensor = Tensor("y", np.full((1, 1, 2, 2), got), np.full((1, 1, 2, 2), value), np.zeros((1, 1, 2, 2)))
+    outcome = failed("4.5", "the output")
+    object.__setattr__(outcome.failure, "picture", heat.picture(tensor))
+    assert outcome.failure
+    assert reason(outcome.failure) == f"The worst element is {words}; every element is outside the bounds."
+    assert brief(outcome.failure) == f"the output: {words}"
+    page = html(Report(verdict(outcome), "py:a:B", "smoke", summary="s"))
+    assert "<span>not finite, or far outside the bound</span>" in page
+    assert "<title>4.5: not finite, or far outside the bound, broken</title>" in page
+    assert "height × width; ∞ is not finite, or far outside</figcaption>" in page
+    assert "1e+12" not in page
 
 
 @pytest.mark.parametrize(

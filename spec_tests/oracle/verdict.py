@@ -24,9 +24,20 @@ class Place:
     bound: float
     ratio: float
 
+    @property
+    def excess(self) -> str:
+        """The error in words: in units of the bound, where it has any."""
+        error = abs(self.got - self.value)
+        if np.isnan(error):
+            return "not a number"
+        if np.isinf(error):
+            return "infinite"
+        return f"{self.ratio:.3g} times that" if self.bound else f"{error:.3g} where none is allowed"
+
     def __str__(self) -> str:
         where = "[" + ", ".join(map(str, self.index)) + "]"
-        return f"{where}: got {self.got!r}, should be {self.value!r} ± {self.bound:.3g} (ratio {self.ratio:.3g})"
+        error = f"ratio {self.ratio:.3g}" if np.isfinite(self.ratio) else f"the error is {self.excess}"
+        return f"{where}: got {self.got!r}, should be {self.value!r} ± {self.bound:.3g} ({error})"
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import Any
 
 from spec_tests.clauses import sort_key
+from spec_tests.report.heat import MOST
 
 # Upper ends of the classes of a cell; the last has none. Up to 1 it is within the bound.
 EDGES = (0.1, 0.5, 1.0, 10.0, 1e3, 1e6)
@@ -28,7 +29,7 @@ class HeatMap:
     paths: tuple[tuple[str, str], ...]
     texts: tuple[tuple[int, int, str, str], ...]
     axes: tuple[str, str]
-    pooled: str
+    notes: str
 
     @property
     def width(self) -> int:
@@ -48,12 +49,19 @@ def grade(ratio: float | None) -> str:
 
 def short(ratio: float) -> str:
     """A ratio in a few characters."""
-    if ratio >= 1e12:
+    if ratio >= MOST:
         return "∞"
     if ratio >= 1e4:
         exponent = math.floor(math.log10(ratio))
         return f"{ratio / 10**exponent:.0f}e{exponent}"
     return f"{ratio:.0f}" if ratio >= 100 else f"{ratio:.2g}"
+
+
+def of_bound(ratio: float) -> str:
+    """A largest error beside its bound, in words; `heat.MOST` stands for what is no number too."""
+    if ratio >= MOST:
+        return "not finite, or far outside the bound"
+    return f"up to {ratio:.2g} of the bound" if ratio <= 1 else f"{ratio:,.3g} × the bound"
 
 
 def heat_map(data: Mapping[str, Any], axes: Iterable[str]) -> HeatMap:
@@ -80,10 +88,11 @@ def heat_map(data: Mapping[str, Any], axes: Iterable[str]) -> HeatMap:
     shown = f"{vertical} × {horizontal}" if vertical else horizontal
     caption = f"{where}: {shown}" if where else f"{shown}, the largest of each" if len(first) == 4 else shown
     a, b = data["pooled"]
-    pooled = f"one cell is the largest of {a} × {b} elements" if a * b > 1 else ""
+    notes = [f"one cell is the largest of {a} × {b} elements"] if a * b > 1 else []
+    notes += ["∞ is not finite, or far outside"] if any(text == short(MOST) for _, _, text, _ in texts) else []
     cell = (44, 26) if written else (side, side)
     classes = tuple((name, "".join(parts)) for name, parts in sorted(paths.items()))
-    return HeatMap(caption, columns, len(rows), cell, classes, tuple(texts), (vertical, horizontal), pooled)
+    return HeatMap(caption, columns, len(rows), cell, classes, tuple(texts), (vertical, horizontal), "; ".join(notes))
 
 
 @dataclass(frozen=True)

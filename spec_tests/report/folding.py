@@ -17,8 +17,9 @@ Advice (SHOULD) goes under nothing but rule 1. Nothing is dropped: each broken c
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from spec_tests.clauses import all_clauses, sort_key
 from spec_tests.verdict import Failure, TestOutcome, Verdict
@@ -151,9 +152,10 @@ def reason(failure: Failure) -> str:
     """Why a test failed, in one sentence."""
     if failure.picture is not None:
         worst, outside = failure.picture["worst"], failure.picture["outside"]
-        size = f"{_times(worst['ratio'])} times"
         share = "every element is" if outside == 1 else f"{outside:.1%} of the elements are"
-        return f"The worst error is {size} what rounding explains; {share} outside the bounds."
+        size = _not_finite(worst)
+        size = f"element is {size}" if size else f"error is {_times(worst['ratio'])} times what rounding explains"
+        return f"The worst {size}; {share} outside the bounds."
     if failure.what == CALL:
         return "A call that must succeed ended in an error."
     if failure.expected == TAKEN:
@@ -170,9 +172,17 @@ def reason(failure: Failure) -> str:
 def brief(failure: Failure) -> str:
     """What is wrong, in a few words."""
     if failure.picture is not None:
-        ratio = failure.picture["worst"]["ratio"]
-        return f"{failure.what}: {_times(ratio)} times its bound"
+        worst = failure.picture["worst"]
+        size = _not_finite(worst) or f"{_times(worst['ratio'])} times its bound"
+        return f"{failure.what}: {size}"
     return f"{failure.what}: {failure.got}"
+
+
+def _not_finite(worst: Mapping[str, Any]) -> str:
+    """What is wrong with an element whose error is no number; a picture has None for NaN and infinity."""
+    if worst["got"] is None:
+        return "not finite (NaN or infinite)"
+    return "finite and must not be" if worst["value"] is None else ""
 
 
 def _times(ratio: float) -> str:

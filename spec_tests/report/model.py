@@ -15,7 +15,7 @@ from typing import Any
 
 from spec_tests import __version__, known_failures
 from spec_tests.clauses import SPEC, all_chapters, all_clauses, sort_key
-from spec_tests.known_failures import Compared
+from spec_tests.known_failures import Compared, Known
 from spec_tests.report.folding import Cause, causes, reason
 from spec_tests.verdict import BROKEN, CONFORMS, INTERRUPTED, NOT_JUDGED, PARTIAL, TestOutcome, Verdict
 
@@ -69,7 +69,7 @@ class Report:
 
     `clauses` are those that were asked for (none: all); `shard` is (number, of how many) of a run that is a part of
     another; `seconds` how long it took; `known` are tests whose failures a file says are known, `differences` what
-    else it says that is not so.
+    else it says that is not so, `left` its entries that a shard left to the others.
     """
 
     verdict: Verdict
@@ -88,6 +88,7 @@ class Report:
     known: tuple[str, ...] = ()
     differences: tuple[str, ...] = ()
     status: int | None = None
+    left: tuple[Known, ...] = ()
 
     @property
     def device(self) -> str:
@@ -110,6 +111,7 @@ class Report:
             summary=compared.summary(self.verdict) or summary(self.verdict),
             known=tuple(sorted(compared.expected)),
             differences=tuple(compared.differences),
+            left=tuple(compared.left),
             status=compared.status(self.verdict),
         )
 
@@ -151,6 +153,7 @@ class Report:
             "conduct": verdict.conduct,
             "known": sorted(self.known),
             "differences": list(self.differences),
+            "left": [asdict(entry) for entry in self.left],
             "diagnosis": diagnosis,
             "exit_status": self.exit_status,
             "verdict": self.word,
@@ -194,6 +197,7 @@ class Report:
             tuple(data["known"]),
             tuple(data["differences"]),
             data["exit_status"],
+            tuple(Known(**entry) for entry in data["left"]),
         )
 
 
@@ -315,7 +319,7 @@ def _missing(shards: Iterable[tuple[int, int] | None]) -> list[str]:
 
 
 def _run(report: Report) -> tuple[Any, ...]:
-    """What shards of one run have in common."""
+    """What shards of one run have in common, but for the device, which is not known of one without a test."""
     of = report.shard[1] if report.shard else 0
     return report.subject, report.profile, report.seed, report.clauses, report.specification, of
 
@@ -323,9 +327,12 @@ def _run(report: Report) -> tuple[Any, ...]:
 def merged(reports: Sequence[Report]) -> list[Report]:
     """The reports, with the shards of each run made one; in the order in which they come."""
     groups: dict[tuple[Any, ...], list[Report]] = {}
+    devices = {_run(report): report.device for report in reports if report.shard and report.verdict.subject}
     for position, report in enumerate(reports):
+        run = _run(report)
+        device = report.device if report.verdict.subject else devices.get(run, report.device)
         # A report that is no shard stands for itself.
-        key = _run(report) if report.shard else (position,)
+        key = (*run, device) if report.shard else (position,)
         groups.setdefault(key, []).append(report)
     return [parts[0] if not parts[0].shard else _merged(parts) for parts in groups.values()]
 
@@ -348,4 +355,7 @@ def _merged(parts: Sequence[Report]) -> Report:
         first.specification,
         command=first.command,
     )
-    return whole.beside(known_failures.of_tests(verdict, known, (d for part in parts for d in part.differences)))
+    differences = [difference for part in parts for difference in part.differences]
+    if not _missing(part.shard for part in parts):
+        differences += known_failures.left_by_all((part.left for part in parts), verdict)
+    return whole.beside(known_failures.of_tests(verdict, known, differences))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 from functools import cache
 from importlib.resources import files
@@ -12,10 +12,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from spec_tests.clauses import all_clauses
 from spec_tests.report.diagram import Diagram, diagram
-from spec_tests.report.drawing import LEGEND, HeatMap, heat_map, plot
+from spec_tests.report.drawing import LEGEND, HeatMap, heat_map, of_bound, plot
 from spec_tests.report.folding import NUMERIC, Broken, Cause, brief, reason
 from spec_tests.report.model import Report, chapter_facts, clause_facts, identity
 from spec_tests.report.specification import inline, sections
+from spec_tests.words import counted, listed
 
 # Status of a clause -> what a reader sees: a class of the style sheet, a sign, a word.
 SHOWN: dict[str, tuple[str, str, str]] = {
@@ -43,6 +44,12 @@ def shown(clause: str, status: str) -> str:
     return "advice" if status == "failed" and all_clauses()[clause].level == "SHOULD" else status
 
 
+def status_words(status: str, number: int = 1) -> str:
+    """What a reader is told of so many clauses of this status."""
+    words = SHOWN[status][2]
+    return words if number == 1 else {"holds": "hold", "does not apply": "do not apply"}.get(words, words)
+
+
 @cache
 def environment() -> Environment:
     """The templates, which escape what they are given in HTML."""
@@ -57,7 +64,10 @@ def environment() -> Environment:
     found.filters["inline"] = inline
     found.filters["reason"] = reason
     found.filters["brief"] = brief
-    found.filters["many"] = lambda words: {"holds": "hold", "does not apply": "do not apply"}.get(words, words)
+    found.filters["of_bound"] = of_bound
+    found.filters["status"] = status_words
+    found.filters["counted"] = counted
+    found.filters["listed"] = lambda names, noun: listed(noun, names)
     found.filters["sentence"] = lambda text: text[:1].upper() + text[1:]
     found.filters["cell"] = lambda text: " ".join(str(text).replace("|", "\\|").split())
     found.globals.update(SHOWN=SHOWN, TONES=TONES, LEGEND=LEGEND)
@@ -91,19 +101,19 @@ def _context(report: Report) -> dict[str, Any]:
     chapters = chapter_facts(verdict)
     for chapter in chapters:
         chapter["clauses"] = [c for c in facts if all_clauses()[c].chapter == chapter["number"]]
-        chapter["bar"] = _bar(facts[c]["shown"] for c in chapter["clauses"])
+        chapter["bar"] = bar(facts[c]["shown"] for c in chapter["clauses"])
         chapter["troubled"] = any(SHOWN[facts[c]["shown"]][0] in ("bad", "warn", "unsure") for c in chapter["clauses"])
     errors = {o.failure: o for o in verdict.errors() if o.failure}
     found = list(_causes(report))
     place = {broken["clause"]: cause["clause"] for cause in found for broken in (cause, *cause["folded"])}
-    counted = _bar(fact["shown"] for fact in facts.values())
+    tally = bar(fact["shown"] for fact in facts.values())
     return {
         "report": report,
         "tone": TONES.get(report.exit_status, "unsure"),
         "clauses": facts,
         "texts": all_clauses(),
         "chapters": {chapter["number"]: chapter for chapter in chapters},
-        "counted": counted,
+        "tally": tally,
         "summary": report.summary.removeprefix(report.word).removeprefix(": ") or report.word,
         "sections": sections(),
         "causes": found,
@@ -122,7 +132,7 @@ def _context(report: Report) -> dict[str, Any]:
     }
 
 
-def _bar(statuses: Iterator[str]) -> list[tuple[str, int]]:
+def bar(statuses: Iterable[str]) -> list[tuple[str, int]]:
     """How many clauses are shown in which way, in the order of `SHOWN`; those that look alike are one."""
     first = {facts: status for status, facts in reversed(SHOWN.items())}
     found = [first[SHOWN[status]] for status in statuses]

@@ -17,6 +17,7 @@ from spec_tests.clauses import all_chapters, all_clauses
 from spec_tests.known_failures import CONDUCT, Compared
 from spec_tests.report.folding import NUMERIC, Broken, Cause, brief, causes, reason
 from spec_tests.verdict import BROKEN, CONFORMS, INTERRUPTED, NOT_JUDGED, PARTIAL, Failure, Verdict
+from spec_tests.words import counted, hanging, listed
 
 # Of one cause: how many rows a screen of 80 columns has for it, and how many lines of its example are told.
 ROWS, COLUMNS, EXAMPLE = 40, 80, 12
@@ -98,7 +99,7 @@ class Live:
 def _chapter_text(counts: Counter[str]) -> str:
     total, passed = counts.total(), counts["passed"]
     if counts["open"] == total:
-        return f"{total} clauses without a test yet"
+        return f"{counted(total, 'clause')} without a test yet"
     rest = [f"{counts[status]} {words}" for status, words in _TROUBLE.items() if counts[status]]
     return ", ".join([f"{passed} of {total} clauses hold", *rest])
 
@@ -111,7 +112,7 @@ def chapter_lines(verdict: Verdict) -> list[str]:
     titles = all_chapters()
     return [
         f"{chapter:>2} {titles[chapter]:<26}{_chapter_text(counts):<40}"
-        + (f"{checks[chapter]:>9,} checks" if checks[chapter] else "")
+        + (f"{counted(checks[chapter], 'check'):>16}" if checks[chapter] else "")
         for chapter, counts in verdict.chapter_counts().items()
         if counts["deselected"] + (counts["interrupted"] if verdict.stopped else 0) != counts.total()
     ]
@@ -147,7 +148,7 @@ def _story(failure: Failure, replay: str) -> Iterator[Text]:
 def _also(cause: Cause, rows: int) -> Iterator[Text]:
     """What is folded under a cause: a line each as long as there are rows for it, then the ids alone."""
     if cause.broken.more:
-        yield _block("also", f"{cause.broken.more} more tests of this clause failed")
+        yield _block("also", f"{counted(cause.broken.more, 'more test')} of this clause failed")
     reasons: dict[str, list[Broken]] = {}
     for broken, why in cause.folded:
         reasons.setdefault(why, []).append(broken)
@@ -185,11 +186,10 @@ def _show_error(console: Console, failure: Failure) -> None:
 def summary(verdict: Verdict) -> str:
     status = verdict.exit_status()
     clauses = verdict.clause_status()
-    holding = sum(s == "passed" for s in clauses.values())
+    holding = counted(sum(s == "passed" for s in clauses.values()), "clause holds", "clauses hold")
     if status == INTERRUPTED:
-        return (
-            f"interrupted: {len(verdict.outcomes)} tests had ended, {len(verdict.broken())} clauses are broken so far"
-        )
+        broken = counted(len(verdict.broken()), "clause is", "clauses are")
+        return f"interrupted: {counted(len(verdict.outcomes), 'test')} had ended, {broken} broken so far"
     if status == BROKEN and verdict.stopped:
         return f"does not conform; the first broken clause is {', '.join(verdict.broken())}, the rest was not judged"
     if status == BROKEN:
@@ -199,8 +199,8 @@ def summary(verdict: Verdict) -> str:
         return "could not be judged" + (": no test of what was selected is in this shard" if empty else "")
     if status == PARTIAL:
         lacks = ", ".join(verdict.unsupported()) or "an arithmetic fine enough"
-        return f"partial: {holding} clauses hold, {len(verdict.lost())} could not be judged; not offered: {lacks}"
-    return f"conforms: {holding} clauses hold, {verdict.checks().total():,} checks"
+        return f"partial: {holding}, {len(verdict.lost())} could not be judged; not offered: {lacks}"
+    return f"conforms: {holding}, {counted(verdict.checks().total(), 'check')}"
 
 
 def show(
@@ -222,15 +222,18 @@ def show(
     vacuous, numeric = verdict.vacuous()
     if numeric:
         clause, ratio = verdict.closest()
-        share = f"{vacuous:,} of {numeric:,} numeric examples were vacuous ({vacuous / numeric:.1%})"
+        of = counted(numeric, "numeric example was", "numeric examples were")
+        share = f"{vacuous:,} of {of} vacuous ({vacuous / numeric:.1%})"
         closest = f"; closest to its bound: clause {clause}, {ratio:.2f} of it" if clause else ""
         console.print(Text(share + closest), soft_wrap=True)
     held, graded = verdict.strict()
     if graded:
         grade = "strict" if held == graded else "lenient"
-        told_grade = f"grade: {grade} ({held} of {graded} graded examples are within the strict bounds)"
+        of = counted(graded, "graded example is", "graded examples are")
+        told_grade = f"grade: {grade} ({held:,} of {of} within the strict bounds)"
         console.print(Text(told_grade), soft_wrap=True)
-    told_lines = [Text("DIAGNOSIS", "bold cyan"), *(Text(f"    {line}") for line in diagnosis)] if diagnosis else []
+    told_lines = [Text(f"    {hanging(line)}") for line in diagnosis]
+    told_lines[:0] = [Text("DIAGNOSIS", "bold cyan")] * bool(told_lines)
     for cause in causes(verdict, explained, expected, unfolded):
         # The diagnosis is that of the numbers: it stands by the first cause that has any.
         here = told_lines if any(broken.chapter in NUMERIC for broken in cause.all()) else []
@@ -246,12 +249,12 @@ def show(
             told.add(outcome.failure)
             _show_error(console, outcome.failure)
     for trouble in verdict.troubles:
-        console.print(Text(f"ERROR {trouble}", "magenta"), soft_wrap=True)
+        console.print(Text(f"ERROR {hanging(trouble)}", "magenta"), soft_wrap=True)
     unreached = [c for c, s in verdict.clause_status().items() if s == "unreached"]
     if unreached:
-        console.print(Text(f"ERROR no check was reached for clauses {', '.join(unreached)}", "magenta"), soft_wrap=True)
+        console.print(Text(f"ERROR no check was reached for {listed('clause', unreached)}", "magenta"), soft_wrap=True)
     for complaint in verdict.conduct if CONDUCT not in expected else ():
-        console.print(Text(f"FAILED conduct (PROTOCOL.md): {complaint}", "bold red"), soft_wrap=True)
+        console.print(Text(f"FAILED conduct (PROTOCOL.md): {hanging(complaint)}", "bold red"), soft_wrap=True)
     lost = verdict.lost()
     for feature, clauses in verdict.unsupported().items():
         parts = {
@@ -262,9 +265,9 @@ def show(
         console.print(Text(f"UNSUPPORTED {feature!r}, {told_parts}", "yellow"), soft_wrap=True)
     for entry in expected.values():
         text = f"KNOWN {entry.clause} {entry.test}: {entry.message} ({entry.link})"
-        console.print(Text(text, "yellow"), soft_wrap=True)
+        console.print(Text(hanging(text), "yellow"), soft_wrap=True)
     for difference in known.differences if known is not None else ():
-        console.print(Text(f"KNOWN FAILURES {difference}", "bold red"), soft_wrap=True)
+        console.print(Text(f"KNOWN FAILURES {hanging(difference)}", "bold red"), soft_wrap=True)
     console.print()
     status = known.status(verdict) if known is not None else verdict.exit_status()
     style = {CONFORMS: "bold green", BROKEN: "bold red"}.get(status, "bold yellow")

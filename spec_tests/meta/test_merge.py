@@ -1,0 +1,83 @@
+"""Which shards make one run, and what becomes of a file of known failures that each of them was held against."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from spec_tests.clauses import all_clauses
+from spec_tests.cli import main
+from spec_tests.known_failures import CONDUCT, Known, compare
+from spec_tests.report.files import write_all
+from spec_tests.report.model import Report, merged
+from spec_tests.verdict import TestOutcome as Outcome
+from spec_tests.verdict import Verdict
+
+
+def test_shards_of_two_devices_are_two_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A shard without a test does not know its device, and goes with the others."""
+    one, two, three, none = (
+        Report(
+            Verdict(subject={"arithmetic": "float32", **device} if device is not None else {}),
+            "py:a:B",
+            "smoke",
+            shard=(n, 3),
+        )
+        for n, device in ((1, {"device": "cuda"}), (2, {"device": "cuda"}), (3, {}), (3, None))
+    )
+    assert [report.verdict.troubles for report in merged([none, one, two])] == [[]]
+    [gpu, cpu] = merged([one, two, three])
+    assert gpu.verdict.troubles == ["shard 3 of 3 is missing"]
+    assert (gpu.device, cpu.device) == ("cuda", "cpu")
+    for report in (one, two, three):
+        write_all(
+            tmp_path / report.device / str(report.shard[0] if report.shard else 0), {"report.json": report.dumps()}
+        )
+    assert main(["merge", *map(str, tmp_path.glob("*/*"))]) == 3
+    words = "these are 2 runs and must be the shards of one: the same subject, profile, seed, clauses, device and"
+    assert words in capsys.readouterr().err
+    assert cpu.verdict.troubles == ["shard 1 of 3 is missing", "shard 2 of 3 is missing"]
+
+
+NONE = Known("t::none", "1.1", "failed", "x", "a link", 4)
+CALM = Known(CONDUCT, CONDUCT, "failed", "x", "a link", 5)
+OTHER = Known("t::other", "8.1", "failed", "x", "a link", 6)
+
+
+def shards(*entries: list[Known]) -> list[Report]:
+    """Each with a test of clause 1.1 that passed, held against its entries."""
+    found = []
+    for number, known in enumerate(entries, 1):
+        passed = Outcome(f"t::{number}", ("1.1",), "passed", {"1.1": 1})
+        verdict = Verdict([passed], frozenset(all_clauses()), frozenset(["1.1"]), shard=True)
+        report = Report(verdict, "py:a:B", "smoke", shard=(number, len(entries)))
+        report = report.beside(compare(known, verdict))
+        assert (report.differences, report.exit_status) == ((), 0)
+        found.append(Report.from_json(json.loads(report.dumps())))
+    return found
+
+
+def test_an_entry_that_every_shard_leaves_to_the_others_is_told() -> None:
+    [whole] = merged(shards([NONE, CALM, OTHER], [NONE, CALM, OTHER]))
+    assert whole.differences == (
+        "matches nothing, line 4: t::none: the suite has no such test for clause 1.1; remove the line",
+        "unexpected pass, line 5: conduct: the port ended as it must; remove the line",
+    )
+    assert whole.exit_status == 1
+    assert whole.left == ()
+
+
+def test_what_one_shard_lacks_says_nothing() -> None:
+    """A shard without the file, or one that is missing, may have the test."""
+    assert merged(shards([NONE], []))[0].differences == ()
+    assert merged(shards([NONE], [NONE])[:1])[0].differences == ()
+
+
+def test_an_entry_that_a_shard_has_is_not_told() -> None:
+    seen = Known("t::2", "1.1", "failed", "x", "a link", 4)
+    one, two = shards([seen], [])
+    two = two.beside(compare([seen], two.verdict))
+    [whole] = merged([one, two])
+    assert whole.differences == ("unexpected pass, line 4: t::2 passes; remove the line",)
