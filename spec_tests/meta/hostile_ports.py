@@ -186,6 +186,17 @@ REPLIES: dict[str, dict[str, str]] = {
 HOSTILE.update({name: answers("forward", lambda _, __, m=said: (m, {})) for name, said in REPLIES.items()})  # type: ignore[misc]
 
 
+class SaysWhy(Port):
+    """Writes to standard error at each request, and fails in a call as a handler of every exception does."""
+
+    def answer(self, header: wire.Header, given: dict[str, Array]) -> Answer:
+        op = header.metadata["op"]
+        sys.stderr.write("".join(f"{op}: line {number}\n" for number in range(9 if op == "describe" else 2)))
+        if op == "forward":
+            return {"status": "error", "code": "internal", "message": "oh no"}, {}
+        return super().answer(header, given)
+
+
 class IgnoresTerm(Port):
     def started(self) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -369,6 +380,7 @@ class CountsAndHangs(CountsItsStarts):
 
 
 HOSTILE |= {
+    "says-internal-and-why": SaysWhy,
     "ignores-sigterm": IgnoresTerm,
     "leaves-a-grandchild": LeavesAGrandchild,
     "leaves-a-grandchild-and-crashes": LeavesAGrandchildAndCrashes,

@@ -153,6 +153,7 @@ CASES = {
     "says-no-status": call("a reply with the status None; allowed are 'ok', 'error', 'unsupported'"),
     "refuses-what-it-offers": call("answered `unsupported` (forward) to a request for what `hello` offers"),
     "says-internal": call("the port answered internal: oh no"),
+    "says-internal-and-why": call("internal: oh no; the end of its standard error:", "forward: line 1"),
     "calls-good-requests-bad": call("the port answered bad_request: p.conv1.0.weight: what?"),
     "refuses-everything": call("refused: invalid_input: no", "expected  no refusal"),
     "leaves-a-grandchild": Case(0, GOOD, request=False),
@@ -256,6 +257,11 @@ def test_a_hostile_port(runs: dict[str, Run], name: str) -> None:
 def test_every_hostile_port_is_judged() -> None:
     assert set(HOSTILE) == set(ALL) | {"counts-its-starts", "counts-and-hangs"}
     assert len(ALL) >= 50
+
+
+def test_only_what_belongs_to_the_request_is_shown_of_standard_error(runs: dict[str, Run]) -> None:
+    told = [line.strip() for line in runs["says-internal-and-why"].out.splitlines() if ": line" in line]
+    assert told == ["forward: line 0", "forward: line 1"]
 
 
 def test_waiting_is_bounded(runs: dict[str, Run]) -> None:

@@ -97,6 +97,8 @@ class Process:
         for descriptor in (self._in, self._out, self._err):
             os.set_blocking(descriptor, False)
         self._said = bytearray()
+        # Where in it began what came since the last request was sent.
+        self._since = 0
         self._deaf = self._err_ended = False
         self._poll = select.poll()
         self._poll.register(self._out, select.POLLIN)
@@ -105,6 +107,12 @@ class Process:
     def stderr(self) -> str:
         """The end of what it wrote to standard error."""
         return bytes(self._said).decode("utf-8", "replace")
+
+    def stderr_since(self) -> str:
+        """The end of what it wrote to standard error since the last request."""
+        if self._in >= 0:
+            self._drain()
+        return bytes(self._said[self._since :]).decode("utf-8", "replace")
 
     def exchange(
         self, request: bytes | bytearray, limit: str, seconds: float, largest: int
@@ -131,6 +139,8 @@ class Process:
         early = self._read(self._out)
         if early:
             raise self._failure("garbage", f"it wrote {_quoted(early)} after its last reply, before it was asked")
+        self._drain()
+        self._since = len(self._said)
         deadline = time.monotonic() + seconds
         poll = self._poll
         request = self._write(request)
@@ -212,6 +222,7 @@ class Process:
         chunk = self._read(self._err)
         if chunk:
             self._said += chunk
+            self._since = max(self._since - max(len(self._said) - STDERR_KEPT, 0), 0)
             del self._said[:-STDERR_KEPT]
         self._err_ended = self._err_ended or chunk == b""
         return chunk

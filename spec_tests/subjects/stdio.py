@@ -206,7 +206,8 @@ class StdioSubject(Subject):
             message = f"{code or 'an error without code'}: {message}"
         else:
             message = f"a reply with the status {status!r:.80}; allowed are 'ok', 'error', 'unsupported'"
-        raise Crashed(f"the port answered {message}", _told(doing))
+        said = _end(self._process.stderr_since()) if self._process is not None else ""
+        raise Crashed(f"the port answered {message}{said}", _told(doing))
 
     def _limit(self, metadata: Mapping[str, str], tensors: Mapping[str, tuple[str, Array]]) -> str:
         """The name of the time-out: whether this process has had such a call before."""
@@ -246,9 +247,7 @@ class StdioSubject(Subject):
             process.kill()
 
     def _words(self, error: PortError) -> str:
-        lines = self._stderr.strip().splitlines()[-6:]
-        said = "\n".join(line[-200:] for line in lines)
-        return f"the port failed: {error}" + (f"; the end of its standard error:\n{shown(said)}" if said else "")
+        return f"the port failed: {error}{_end(self._stderr)}"
 
     def _started(self) -> Process:
         """Start the process and exchange `hello`."""
@@ -304,6 +303,12 @@ class StdioSubject(Subject):
             header, _ = self.ask({"op": "describe", **texts, "dtype": dtype}, {}, doing)
             self._described[key] = header.metadata
         return self._described[key]
+
+
+def _end(stderr: str) -> str:
+    """The last lines of standard error, as they end a message; empty if there are none."""
+    said = "\n".join(line[-200:] for line in stderr.strip().splitlines()[-6:])
+    return f"; the end of its standard error:\n{shown(said)}" if said else ""
 
 
 def _told(doing: Doing) -> str:
