@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from spec_tests.plugin import Collector
+from spec_tests.collector import Collector
 
 # Behind a whole run, many short rounds end closer to the time than a few long ones.
 ROUND = "default"

@@ -72,6 +72,7 @@ def _judge(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from spec_tests import campaign, plugin, seeding
+    from spec_tests.collector import Collector
     from spec_tests.report.files import check_writable
     from spec_tests.report.model import Diagnosed, Report, now
     from spec_tests.report.terminal import Live, Run, show
@@ -119,7 +120,7 @@ def _judge(options: argparse.Namespace) -> int:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
-    collector = plugin.Collector()
+    collector = Collector()
     collector.verdict.shard = options.shard is not None
     live = Live(console)
     # Frameworks leave millions of objects behind, which a run never frees: look at them less often.

@@ -18,10 +18,11 @@ from hypothesis import Phase
 
 from spec_tests import compare, numeric, seeding, strategies
 from spec_tests.clauses import all_clauses, select, sort_key
+from spec_tests.collector import Collector
 from spec_tests.compare import NonConformance, Thin
 from spec_tests.subjects import REFERENCE, load_subject, loading_code
 from spec_tests.subjects.base import AtOnce, Crashed, Refused, Subject, SubjectError
-from spec_tests.verdict import Failure, TestOutcome, Verdict
+from spec_tests.verdict import Failure, TestOutcome
 
 CHAPTERS = Path(__file__).with_name("chapters")
 MISSING: pytest.StashKey[str] = pytest.StashKey()
@@ -364,54 +365,3 @@ def _news(config: pytest.Config) -> dict[str, Any]:
     told = config.stash.get(TOLD, {})
     config.stash[TOLD] = known
     return {name: value for name, value in known.items() if value != told.get(name)}
-
-
-class Collector:
-    """Gathers the outcomes in the process that the user started, with or without workers."""
-
-    def __init__(self) -> None:
-        self.verdict = Verdict()
-
-    def scope(self, tested: Iterable[str], selected: Iterable[str]) -> None:
-        # A round of new examples runs fewer tests than the one before it; what that judged is judged.
-        self.verdict.tested |= frozenset(tested)
-        self.verdict.selected |= frozenset(selected)
-
-    def complain(self, complaints: list[str]) -> None:
-        """Of several processes that end alike, one is told."""
-        self.verdict.conduct = list(dict.fromkeys([*self.verdict.conduct, *complaints]))
-
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_testnodedown(self, node: Any, error: object | None) -> None:
-        self.complain(getattr(node, "workeroutput", {}).get("mdnc_spec_conduct", []))
-        if error:
-            self.verdict.troubles.append(f"a worker process ended early: {error}")
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        data: dict[str, Any] | None = getattr(report, "mdnc_spec", None)
-        if data is not None:
-            self.verdict.outcomes.append(TestOutcome.from_json(data))
-        news: dict[str, Any] = getattr(report, "mdnc_spec_run", {})
-        self.scope(*news.get("scope", ((), ())))
-        self.verdict.subject.update(news.get("subject", {}))
-        self.verdict.stopped |= news.get("stopped", False)
-
-    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        if report.failed:
-            self.verdict.troubles.append(f"{report.nodeid} could not be read: {report.longreprtext}")
-
-    def pytest_internalerror(self, excrepr: object) -> None:
-        self.verdict.troubles.append(f"pytest failed: {excrepr}")
-
-    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
-        # pytest and xdist raise subclasses of their own, where a file cannot be read for instance.
-        self.verdict.interrupted = excinfo.type is KeyboardInterrupt
-
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        if not self.verdict.outcomes:
-            return
-        from spec_tests.report.terminal import chapter_lines
-
-        terminalreporter.section("conformance")
-        for line in chapter_lines(self.verdict):
-            terminalreporter.write_line(line)

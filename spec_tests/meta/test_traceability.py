@@ -197,10 +197,11 @@ import contextlib, io, json, sys
 from pathlib import Path
 import pytest
 from spec_tests import plugin
+from spec_tests.collector import Collector
 found = {}
 for folder in sorted(p for p in Path(sys.argv[1]).iterdir() if p.is_dir()):
     plugin.CHAPTERS = folder
-    collector, err = plugin.Collector(), io.StringIO()
+    collector, err = Collector(), io.StringIO()
     with contextlib.redirect_stderr(err), contextlib.redirect_stdout(err):
         ended = pytest.main(
             [str(folder), "-c", sys.argv[2], "--rootdir", sys.argv[1], "--import-mode=importlib", "--strict-markers",
