@@ -197,6 +197,7 @@ def _numbers(what: str, names: Sequence[str], old: Record, new: Record, expected
         one, two = (r.numbers[name].astype(np.float64) for r in (old, new))
         distance = np.abs(one - two)
         distance[(one == two) | (np.isnan(one) & np.isnan(two))] = 0.0
+        distance[np.isnan(distance)] = np.inf
         with np.errstate(all="ignore"):
             ratio = np.where(distance > 0, distance / expected[name].bound, 0.0)
         total, moved = total + one.size, moved + int((distance > 0).sum())
