@@ -18,6 +18,8 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tools import command_line  # noqa: E402 -- the threads come first
+
 
 def run_reference(options: argparse.Namespace) -> int:
     if options.device:
@@ -97,7 +99,12 @@ def parser() -> argparse.ArgumentParser:
         epilog="exit status: 0 within every bar, 1 not, 2 wrong usage",
     )
     scale.add_argument("--quick", action="store_true", help="smaller sizes, the smoke profile, no workers: a look")
-    scale.add_argument("--picture", type=Path, metavar="FILE", help="draw both tables (needs matplotlib)")
+    scale.add_argument(
+        "--picture",
+        type=command_line.picture(".png", ".svg"),
+        metavar="FILE",
+        help="draw both tables (needs matplotlib)",
+    )
     scale.set_defaults(run=run_scale)
     return top
 
@@ -115,4 +122,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(command_line.ended(main))

@@ -24,6 +24,7 @@ from spec_tests.config import BlockConfig
 from spec_tests.numeric import Numeric
 from spec_tests.oracle import judge, vjp
 from spec_tests.subjects import REFERENCE, load_subject
+from tools.command_line import replaced
 from tools.profile_run import PARTS, judged, shares
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -147,7 +148,8 @@ def picture(growths: Sequence[Growth], found: Mapping[str, Mapping[str, float]],
     right.set(xlabel="share of the time", xlim=(0, 1), title="Where the time of a run goes")
     right.legend(fontsize=8, frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.18))
     figure.tight_layout()
-    figure.savefig(path, dpi=160)
+    with replaced(path) as beside:
+        figure.savefig(beside, dpi=160)
     pyplot.close(figure)
 
 

@@ -26,6 +26,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from spec_tests.arguments import parser as run_parser
+from tools import command_line
+
 RARE = "py:spec_tests.meta.wrong_blocks:RarelyWrong"
 # Of the rare block, all other clauses hold.
 NARROW = ("--clause", "4.1", "--profile", "smoke")
@@ -33,7 +36,7 @@ FINAL = re.compile(r"^(?:FAILED|ADVICE) (\S+) ", re.MULTILINE)
 
 
 class NoServerError(Exception):
-    """No Redis server could be started; the message says why."""
+    """No Redis server could be started or asked; the message says why."""
 
 
 @contextlib.contextmanager
@@ -80,10 +83,21 @@ def found(output: str) -> str:
     return f"seed {seeds[0] if seeds else 'fixed'}, {rounds[0] if rounds else '0 rounds'}: broken {broken}"
 
 
-def hold(options: argparse.Namespace, database: str) -> int:
+def kept(database: str) -> str:
+    """How many examples the server keeps, in words. Raises NoServerError."""
+    from redis import RedisError
+
     from spec_tests.seeding import stored
     from spec_tests.words import counted
 
+    try:
+        return counted(stored(database), "example")
+    except (RedisError, ValueError) as error:
+        raise NoServerError(f"--database {database} is no Redis server that answers: {error}") from error
+
+
+def hold(options: argparse.Namespace, database: str) -> int:
+    kept(database)
     runs = []
     for number in range(options.workers):
         more = ("--budget", options.budget, "--seed", str(options.seed + 1000 * number), *options.rest)
@@ -97,8 +111,10 @@ def hold(options: argparse.Namespace, database: str) -> int:
     except BaseException:
         for run in runs:
             run.terminate()
+        for run in runs:
+            run.wait()
         raise
-    print(f"kept: {counted(stored(database), 'example')}", flush=True)
+    print(f"kept: {kept(database)}", flush=True)
     more = ("--seed", str(options.seed + 1000 * options.workers), *options.rest)
     last = subprocess.run(
         command(options.subject, database, *more), stdout=subprocess.PIPE, encoding="utf-8", check=False
@@ -121,6 +137,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.rest = [word for word in options.rest if word != "--"] or (NARROW if options.subject == RARE else [])
     if options.workers < 1:
         parser.error(f"--workers (={options.workers}) must be at least 1")
+    # What the workers would refuse is refused now, in the same words.
+    more = ("--budget", options.budget, "--seed", str(options.seed), *options.rest)
+    run_parser().parse_args(command(options.subject, options.database or "unix://", *more)[3:])
     try:
         with contextlib.nullcontext(options.database) if options.database else server() as database:
             return hold(options, database)
@@ -130,4 +149,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line.ended(main))

@@ -2,7 +2,7 @@
 
     python tools/check_wheel.py dist/mdnc_spec-*.whl
 
-Exit status: 0 as it must be, 1 not.
+Exit status: 0 as it must be, 1 not, 2 if it is no wheel.
 """
 
 from __future__ import annotations
@@ -12,6 +12,10 @@ import sys
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tools import command_line
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -33,12 +37,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("wheel", type=Path, help="path of the wheel")
     wheel = parser.parse_args(arguments).wheel
-    with zipfile.ZipFile(wheel) as archive:
-        names = set(archive.namelist())
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            names = set(archive.namelist())
+    except (OSError, zipfile.BadZipFile) as error:
+        parser.error(f"wheel {wheel} cannot be read: {error}")
     found = problems(names)
     print("\n".join(found) or f"{wheel.name}: {len(names)} files, as they must be")
     return 1 if found else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line.ended(main))

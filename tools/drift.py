@@ -9,7 +9,7 @@ vectors give (outputs, gradients, new buffers), and how long they took. Numbers 
 bound, within which all correct implementations lie; the speed is the ratio of the best times, and decides nothing.
 
 Exit status of compare: 0 if all that moved lies within the bounds, 1 if a table, an entry or a number beyond its bound
-moved, 2 for wrong arguments or a page that cannot be written.
+moved, 2 for wrong arguments or a file that cannot be read or written.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from safetensors.numpy import save_file
 
 from spec_tests.enumeration import INPUT_SIZE, enumerated
 from spec_tests.vectors import Vector, vectors
-from tools import page
+from tools import command_line, page
 
 REFERENCE = "py:mdnc.modules.resnet:BlockBottleneck2d"
 KINDS = {"y": "outputs", "dx": "gradients of the input", "d": "gradients of parameters", "new": "buffers after a call"}
@@ -102,7 +102,8 @@ def record(path: Path) -> None:
     tables = {case: printed_table(config, (config.in_planes, *INPUT_SIZE)) for case, config in enumerated()}
     versions = {"python": sys.version.split()[0], "torch": torch.__version__, "numpy": np.__version__}
     texts = {"tables": tables, "entries": entries, "versions": versions, "seconds": seconds}
-    save_file(numbers, path, {name: json.dumps(value) for name, value in texts.items()})
+    with command_line.replaced(path) as beside:
+        save_file(numbers, beside, {name: json.dumps(value) for name, value in texts.items()})
 
 
 def _read(name: str) -> Record:
@@ -196,6 +197,7 @@ def _numbers(what: str, names: Sequence[str], old: Record, new: Record, expected
         one, two = (r.numbers[name].astype(np.float64) for r in (old, new))
         distance = np.abs(one - two)
         distance[(one == two) | (np.isnan(one) & np.isnan(two))] = 0.0
+        distance[np.isnan(distance)] = np.inf
         with np.errstate(all="ignore"):
             ratio = np.where(distance > 0, distance / expected[name].bound, 0.0)
         total, moved = total + one.size, moved + int((distance > 0).sum())
@@ -270,11 +272,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("record", help="write what the reference does in this environment")
-    one.add_argument("file", type=Path)
+    one.add_argument("file", type=command_line.output)
     two = commands.add_parser("compare", help="print what moved between two records")
     two.add_argument("old", metavar="A[,A2…]")
     two.add_argument("new", metavar="B[,B2…]")
-    two.add_argument("--page", type=Path, metavar="FILE", help="write a page that shows it (.html)")
+    two.add_argument("--page", type=command_line.output, metavar="FILE", help="write a page that shows it (.html)")
     options = parser.parse_args(arguments)
     if options.command == "record":
         record(options.file)
@@ -286,13 +288,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     moved = compare(old, new)
     show(moved, Console(highlight=False, soft_wrap=True))
     if options.page:
-        try:
-            draw(moved, options.page)
-        except OSError as error:
-            print(f"--page {options.page} could not be written: {error}", file=sys.stderr)
-            return 2
+        draw(moved, options.page)
     return 1 if moved.beyond else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line.ended(main))

@@ -7,7 +7,6 @@ test that noticed it must no longer do so.
 
 from __future__ import annotations
 
-import csv
 import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -24,6 +23,7 @@ from spec_tests.compare import NonConformance
 from spec_tests.oracle import Bounded, judge
 from spec_tests.plugin import CHAPTERS
 from spec_tests.subjects.base import Refused
+from tools import kill_report
 from tools.kill_runner import Result, Task
 
 # How many faults are tried at a time, of all helpers together and at least of each.
@@ -100,8 +100,7 @@ def lies() -> list[Lie]:
 
 def candidates(path: Path, chapter: str) -> list[tuple[str, str]]:
     """Faults, each with a clause of the chapter that is expected to kill it; first those that were seen to."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = list(kill_report.read(path).values())
     pairs = [(row["fault"], row["killer"]) for row in sorted(rows, key=lambda row: int(row["examples"]))]
     pairs += [(row["fault"], clause) for row in rows for clause in row["expected"].split()]
     pairs += [(row["fault"], clause) for row in rows for clause in row["clauses"].split()]

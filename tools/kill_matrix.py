@@ -44,7 +44,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from spec_tests.faults import catalogue
 from spec_tests.faults.entry import Fault
 from spec_tests.faults.port_patches import PATCHES
-from tools import kill_page, kill_report
+from tools import command_line, kill_page, kill_report
 from tools.kill_runner import ROOT, Result, Store, Task, run
 
 CSV = ROOT / "golden" / "kill_matrix.csv"
@@ -110,10 +110,17 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--ports", action="store_true", help="judge the NumPy port with a fault in it, not torch blocks")
     made.add_argument("--seeds", type=int, default=0, metavar="N", help="for N seeds besides the fixed examples")
     made.add_argument("--jobs", type=int, default=2, metavar="N", help="processes at a time (%(default)s)")
-    made.add_argument("--state", type=Path, default=STATE, metavar="FILE", help="where results are kept (%(default)s)")
+    made.add_argument(
+        "--state", type=command_line.kept, default=STATE, metavar="FILE", help="where results are kept (%(default)s)"
+    )
     made.add_argument("--csv", type=Path, default=CSV, metavar="FILE", help="the recorded matrix (%(default)s)")
     made.add_argument("--update", action="store_true", help="write the recorded matrix, in place of checking it")
-    made.add_argument("--picture", type=Path, metavar="FILE", help="draw the matrix (.png, .svg; .html: a page)")
+    made.add_argument(
+        "--picture",
+        type=command_line.picture(".png", ".svg", ".html"),
+        metavar="FILE",
+        help="draw the matrix (.png, .svg; .html: a page)",
+    )
     made.add_argument("--baselines", action="store_true", help="compare with other ways of testing")
     made.add_argument("--liars", action="store_true", help="replace the chapters' assertion helpers, one at a time")
     made.add_argument("--diagnosis", action="store_true", help="measure how often the right mistake is named")
@@ -138,6 +145,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         made.error("--ports goes with --full and --seeds only: what is recorded and drawn is of torch blocks")
     if options.update and (options.seeds or os.environ.get("CI")):
         made.error("--update records the fixed examples, without --seeds, and is refused under CI")
+    if options.update:
+        command_line.checked(made, "--csv", command_line.kept, options.csv)
+    if options.liars and not options.csv.is_file():
+        made.error(f"--liars begins with the kills that --csv {options.csv} records, and there is no such file")
+    try:
+        kill_report.read(options.csv)
+    except ValueError as error:
+        made.error(f"--csv: {error}")
     if options.list:
         kill_report.print_catalogue(entries, console)
         return 0
@@ -158,8 +173,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         results = gather(tasks, options, console)
     except KeyboardInterrupt:
-        console.print(f"interrupted; what was found is kept in {options.state}, and the next run goes on from there")
-        return 130
+        kept = f"what was found is kept in {options.state}, and the next run goes on from there"
+        print(f"interrupted; {kept}", file=sys.stderr)
+        return command_line.INTERRUPTED
     problems = kill_report.judge(results, console)
     if options.full:
         kill_report.print_clauses(results, console)
@@ -185,4 +201,4 @@ def told(problems: Sequence[str], console: Console) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line.ended(main))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
@@ -15,6 +14,7 @@ from rich.table import Table
 from spec_tests.clauses import all_clauses, sort_key
 from spec_tests.faults import catalogue
 from spec_tests.faults.entry import Fault
+from tools.command_line import replaced
 from tools.kill_runner import Result, Task
 
 Results = Mapping[Task, Result]
@@ -96,10 +96,18 @@ def print_catalogue(entries: Mapping[str, Fault], console: Console) -> None:
 
 
 def read(path: Path) -> dict[str, dict[str, str]]:
-    if not path.is_file():
+    """The rows of the recorded file; none if there is no such file. Raises ValueError if it is another one."""
+    if not path.exists():
         return {}
-    with path.open(encoding="utf-8", newline="") as file:
-        return {row["fault"]: row for row in csv.DictReader(file)}
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = csv.DictReader(file)
+            lacking = [name for name in ("fault", "killer", "clauses") if name not in (rows.fieldnames or ())]
+            if lacking:
+                raise ValueError(f"{path} is no recorded matrix: it has no column {lacking[0]!r}")
+            return {row["fault"]: row for row in rows}
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 def write(path: Path, results: Mapping[str, Result]) -> None:
@@ -119,9 +127,8 @@ def write(path: Path, results: Mapping[str, Result]) -> None:
     writer.writeheader()
     writer.writerows(rows[name] for name in catalogue.faults() if name in rows)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.{os.getpid()}")
-    beside.write_text(text.getvalue(), encoding="utf-8")
-    beside.replace(path)
+    with replaced(path) as beside:
+        beside.write_text(text.getvalue(), encoding="utf-8")
 
 
 def lost(path: Path, results: Mapping[str, Result], complete: bool) -> list[str]:
@@ -172,5 +179,6 @@ def picture(results: Results, path: Path) -> None:
         "Faults and the clauses that notice them\nblue: an assertion, orange: a crash, box: expected", fontsize=7
     )
     figure.tight_layout()
-    figure.savefig(path, dpi=200)
+    with replaced(path) as beside:
+        figure.savefig(beside, dpi=200)
     pyplot.close(figure)

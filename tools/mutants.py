@@ -16,6 +16,7 @@ and why no test can tell. Exit status: 0 every survivor has a reason; 1 otherwis
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
 import csv
 import hashlib
@@ -30,11 +31,16 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import tomllib  # type: ignore[import-not-found, unused-ignore]  # Python 3.11
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tools import command_line
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / ".nox" / "mutants" / "tree"
@@ -55,6 +61,36 @@ class Survivor:
     function: str
     before: str
     after: str
+
+
+def functions() -> dict[str, list[str]]:
+    """What is mutated, as mutmut calls it, by module: spec_tests.compare.x_holds, mdnc.….xǁBlockǁforward."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["mutmut"]
+    found: dict[str, list[str]] = {}
+    for path in sorted(p for part in settings["source_paths"] for p in (ROOT / part).rglob("*.py")):
+        name = path.relative_to(ROOT).as_posix()
+        if not any(fnmatchcase(name, pattern) for pattern in settings["only_mutate"]):
+            continue
+        module = name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        for node in ast.parse(path.read_bytes()).body:
+            inner = node.body if isinstance(node, ast.ClassDef) else [node]
+            prefix = f"xǁ{node.name}ǁ" if isinstance(node, ast.ClassDef) else "x_"
+            names = [f"{module}.{prefix}{one.name}" for one in inner if isinstance(one, ast.FunctionDef)]
+            found.setdefault(module, []).extend(names)
+    return {module: names for module, names in found.items() if names}
+
+
+def unknown(names: Iterable[str]) -> list[str]:
+    """Those of the names that fit no mutant of any function; * stands for anything."""
+    all_of_them = [function for found in functions().values() for function in found]
+    return [
+        name
+        for name in names
+        if not any(
+            fnmatchcase(f"{function}__mutmut_1", name) or fnmatchcase(function, name.partition("__mutmut_")[0])
+            for function in all_of_them
+        )
+    ]
 
 
 def copy(folder: Path) -> None:
@@ -173,11 +209,15 @@ def survivors(folder: Path, names: Iterable[str]) -> dict[str, Survivor]:
 
 
 def read(path: Path) -> dict[Survivor, str]:
-    """The reason of each listed survivor."""
+    """The reason of each listed survivor. Raises ValueError."""
     if not path.exists():
         return {}
-    with path.open(encoding="utf-8", newline="") as file:
-        return {Survivor(row["function"], row["before"], row["after"]): row["reason"] for row in csv.DictReader(file)}
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        return {Survivor(row["function"], row["before"], row["after"]): row["reason"] for row in rows}
+    except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is no list of mutants: {type(error).__name__}: {error}") from error
 
 
 def write(path: Path, found: Iterable[Survivor], reasons: dict[Survivor, str]) -> None:
@@ -186,9 +226,8 @@ def write(path: Path, found: Iterable[Survivor], reasons: dict[Survivor, str]) -
     writer.writerow(COLUMNS)
     for item in sorted(set(found), key=lambda s: (s.function, s.before, s.after)):
         writer.writerow([item.function, item.before, item.after, reasons.get(item, "")])
-    new = path.with_suffix(".new")
-    new.write_text(text.getvalue(), encoding="utf-8")
-    new.replace(path)
+    with command_line.replaced(path) as beside:
+        beside.write_text(text.getvalue(), encoding="utf-8")
 
 
 def judge(codes: dict[str, int | None], found: dict[str, Survivor], reasons: dict[Survivor, str]) -> list[str]:
@@ -235,10 +274,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.workers < 1:
         parser.error(f"--workers {options.workers} must be at least 1")
+    for name in unknown(options.names):
+        parser.error(
+            f"NAME {name!r} is that of no mutant; names are module.x_function__mutmut_N and "
+            f"module.xǁClassǁmethod__mutmut_N, and * stands for anything, of the modules {', '.join(functions())}"
+        )
+    if options.check and options.names:
+        parser.error(f"NAME {options.names[0]!r} goes without --check, which runs nothing")
+    if options.update:
+        command_line.checked(parser, "--update", command_line.output, LISTED)
+    if not options.check:
+        command_line.checked(parser, "--folder", command_line.kept, options.folder / AGAIN)
+    try:
+        reasons = read(LISTED)
+    except ValueError as error:
+        parser.error(str(error))
     try:
         if not options.check:
             copy(options.folder)
             mutmut(options.folder, options.names, options.workers)
+            for name in options.names:
+                if not any(fnmatchcase(known, name) for known in results(options.folder)):
+                    parser.error(f"NAME {name!r} is that of no mutant: its function has not as many")
             alive = [name for name, code in results(options.folder).items() if code in SURVIVED + NO_TESTS]
             again(options.folder, alive, options.workers)
         codes = results(options.folder)
@@ -246,14 +303,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"--folder {options.folder} holds no results; run without --check")
         found = survivors(options.folder, [name for name, code in codes.items() if code in SURVIVED + NO_TESTS])
     except KeyboardInterrupt:
-        print("interrupted; the next run goes on from here")
-        return 130
+        print("interrupted; the next run goes on from here", file=sys.stderr)
+        return command_line.INTERRUPTED
     except subprocess.CalledProcessError as error:
-        print(
-            f"mutmut ended with status {error.returncode}: {' '.join(map(str, error.cmd[:6]))} …\n{error.stderr or ''}"
-        )
+        words = " ".join(map(str, error.cmd[:6]))
+        print(f"mutmut ended with status {error.returncode}: {words} …\n{error.stderr or ''}", file=sys.stderr)
         return 1
-    reasons = read(LISTED)
     if options.update:
         write(LISTED, found.values(), reasons)
         reasons = read(LISTED)
@@ -264,4 +319,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(command_line.ended(main))

@@ -9,6 +9,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from spec_tests.report.page import asset, environment
+from tools.command_line import replaced
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 
@@ -26,12 +27,11 @@ class Section:
 
 
 def write(path: Path, title: str, good: bool, intro: Sequence[str], sections: Sequence[Section]) -> None:
-    """Write the page at once: what was there stays if it cannot be written. Raises OSError."""
+    """Write the page. Raises OSError."""
     environment_ = environment()
     environment_.autoescape = True
     template = environment_.from_string(TEMPLATE.read_text(encoding="utf-8"))
     tone = "good" if good else "bad"
     text = template.render(title=title, tone=tone, intro=intro, sections=sections, css=asset("page.css"))
-    new = path.with_name(f".{path.name}.new")
-    new.write_text(text, encoding="utf-8")
-    new.replace(path)
+    with replaced(path) as beside:
+        beside.write_text(text, encoding="utf-8")

@@ -4,7 +4,8 @@
     python tools/picture.py FILE             write FILE
 
 Judges a wrong block in a temporary directory and opens the report in a headless Chromium. Needs torch, Chromium and its
-driver, and the dependency groups tests (selenium) and picture (matplotlib). Exit status: 0 written, 1 not.
+driver, and the dependency groups tests (selenium) and picture (matplotlib). Exit status: 0 written, 1 not, 2 bad
+arguments.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from spec_tests.meta.browser import screenshot, started, visit
 from spec_tests.meta.processes import mdnc_spec, run_arguments
+from tools import command_line
 
 ROOT = Path(__file__).resolve().parent.parent
 SUBJECT = "py:spec_tests.faults.blocks:up_half_pixel"
@@ -78,12 +80,19 @@ def draw(file: Path) -> None:
         drawn = with_palette(shot)
     if len(drawn) > LARGEST:
         raise RuntimeError(f"it would have {len(drawn)} bytes, more than {LARGEST}")
-    file.write_bytes(drawn)
+    with command_line.replaced(file) as beside:
+        beside.write_bytes(drawn)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path, nargs="?", default=ROOT / "golden" / "report.png", help="where to write")
+    parser.add_argument(
+        "file",
+        type=command_line.picture(".png"),
+        nargs="?",
+        default=str(ROOT / "golden" / "report.png"),
+        help="where to write",
+    )
     file = parser.parse_args(arguments).file
     try:
         draw(file)
@@ -95,4 +104,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line.ended(main))

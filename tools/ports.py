@@ -27,6 +27,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tools import command_line
+
 ROOT = Path(__file__).resolve().parents[1]
 PORTS = ROOT / "spec_tests" / "ports"
 LINE = re.compile(r"^ ?(\d+) .*?  +(\d+) of (\d+) clauses hold(.*?)(?: {2,}[\d,]+ checks?)?$", re.M)
@@ -131,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("ports", nargs="*", metavar="PORT", help=", ".join(ALL))
     parser.add_argument("--profile", default="default", choices=("smoke", "default", "thorough"))
     parser.add_argument("-n", dest="workers", type=int, default=2, metavar="WORKERS", help="processes to use (2)")
-    parser.add_argument("--report", type=Path, metavar="FILE", help="write the matrix here, as Markdown")
+    parser.add_argument("--report", type=command_line.output, metavar="FILE", help="write the matrix here, as Markdown")
     options = parser.parse_args(arguments)
     unknown = [name for name in options.ports if name not in ALL]
     if unknown:
@@ -155,11 +159,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         table.add_row(row.name, *(row.cells.get(chapter, "") for chapter in chapters), verdict)
     console.print(table)
     if options.report:
-        options.report.write_text(markdown(rows), encoding="utf-8")
+        with command_line.replaced(options.report) as beside:
+            beside.write_text(markdown(rows), encoding="utf-8")
     if any(row.status == 1 for row in rows):
         return 1
     return 0 if all(row.status in (0, 2) for row in rows) else 3
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line.ended(main))

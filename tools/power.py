@@ -32,6 +32,7 @@ from rich.table import Table
 
 from spec_tests.oracle import FLOAT32, SPEC, Bounded, NotApplicable, Rules, alternatives, forward, judge, vjp
 from spec_tests.oracle.plan import plan
+from tools import command_line
 from tools.numpy_blocks import ALGORITHMS
 from tools.soundness import Example, run_torch
 
@@ -156,4 +157,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line.ended(main))

@@ -42,7 +42,7 @@ from spec_tests.config import BlockConfig
 from spec_tests.enumeration import DOCUMENTED, INPUT_SIZE, enumerated
 from spec_tests.meta import bound_cases
 from spec_tests.summary import table
-from tools import vectors
+from tools import command_line, vectors
 
 ROOT = Path(__file__).resolve().parent.parent
 PROVENANCE = "provenance.json"
@@ -264,10 +264,15 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
-    options = parser().parse_args(arguments)
+    made = parser()
+    options = made.parse_args(arguments)
+    if not options.golden.is_dir():
+        made.error(f"--golden {options.golden} must be the folder of the golden data, and is none")
     if (options.update or options.update_new_only) and os.environ.get("CI"):
         print("refused: golden data is never written under CI (the environment variable CI is set)", file=sys.stderr)
         return 2
+    if options.update or options.update_new_only:
+        command_line.checked(made, "--golden", command_line.output, options.golden / PROVENANCE)
     documented = check_documented(options.golden)
     results = [process(options.golden, golden_set, options) for golden_set in SETS]
     if all(result is None for result in results):
@@ -279,4 +284,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(command_line.ended(main))

@@ -51,6 +51,7 @@ from torch.utils._sympy.functions import CleanDiv, FloorDiv, Max, Min, Mod, Pyth
 from mdnc.modules.resnet import BlockBottleneck2d
 from spec_tests.config import BlockConfig, Pair
 from spec_tests.enumeration import enumerated
+from tools import command_line
 
 Shape = tuple[int, int, int]  # batch, height, width
 REGIONS = 80
@@ -418,7 +419,6 @@ def main() -> int:
     classes = [one for one in classes if one.names]
     if not classes:
         parser.error(f"no name contains {options.k!r}")
-
     law = WRONG.get(options.wrong, specified)
     began = time.monotonic()
     counts: Counter[str] = Counter()
@@ -447,4 +447,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line.ended(main))

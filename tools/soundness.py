@@ -38,6 +38,7 @@ from spec_tests.config import BlockConfig
 from spec_tests.faults.controls import folded
 from spec_tests.generators import INPUT_KINDS, STATE_KINDS, draw_case, draw_input, draw_state, representable
 from spec_tests.oracle import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, TF32, Arith, Bounded, forward, judge, vjp
+from tools import command_line
 from tools.numpy_blocks import ALGORITHMS, TF32_PRODUCTS
 
 DEFAULT_EXAMPLES = 1100
@@ -310,4 +311,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line.ended(main))

@@ -58,6 +58,7 @@ def test_the_last_bit_is_shown_and_explained(recorded: Path) -> None:
     [
         ("/y", 1.01, ("", ""), "outputs"),
         ("/dx", -1.0, ("", ""), "gradients of the input"),
+        ("/dx", float("nan"), ("", ""), "gradients of the input"),
         ("/dx", 1.0, ("Total params", "Total numbers"), "+Total numbers"),
         ("/dx", 1.0, ("conv2.", "middle."), "entries of the state (names, shapes, types): 66 of 66 moved"),
     ],
