@@ -9,11 +9,11 @@ from pathlib import Path
 from statistics import median
 
 from rich.console import Console
-from rich.table import Table
 
 from spec_tests.clauses import all_clauses, sort_key
 from spec_tests.faults import catalogue
 from spec_tests.faults.entry import Fault
+from spec_tests.words import counted
 from tools.command_line import replaced
 from tools.kill_runner import Result, Task
 
@@ -83,13 +83,15 @@ def print_clauses(results: Results, console: Console) -> None:
 
 
 def print_catalogue(entries: Mapping[str, Fault], console: Console) -> None:
-    table = Table(title=f"{len(entries)} entries")
-    for heading in ("id", "area", "title", "cause", "clauses", "visible", "rule"):
-        table.add_column(heading, no_wrap=heading == "id")
+    """A paragraph for each entry: what a terminal of 80 columns, a pager and grep show whole."""
     for name, e in entries.items():
-        rule = "" if e.rules is None else f"{e.rules[0]} = {e.rules[1]!r}"
-        table.add_row(name, e.area, e.title, e.cause, " ".join(e.clauses), " ".join(e.visible), rule)
-    console.print(table)
+        rule = "" if e.rules is None else f"; as a rule of the oracle: {e.rules[0]} = {e.rules[1]!r}"
+        seen = f"noticed by {', '.join(e.clauses) or 'no clause'}, seen in {', '.join(e.visible) or 'nothing'}{rule}"
+        console.print(f"[bold]{name}[/] ({e.area})", highlight=False)
+        for line in (e.title, e.cause, seen):
+            if line:
+                console.print(f"    {line}", highlight=False, markup=False, soft_wrap=True)
+    console.print(counted(len(entries), "entry", "entries"))
 
 
 # ---------------------------------------------------------------- the recorded file

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from spec_tests.config import BlockConfig
-from spec_tests.subjects.base import Array, Block, Entry, Gradients, Refused, Subject
+from spec_tests.config import BlockConfig, render_call
+from spec_tests.subjects.base import Array, Block, Entry, Gradients, Refused, State, Subject
 from spec_tests.subjects.port_block import texts
 
 PORTS = Path(__file__).resolve().parents[1] / "spec_tests" / "ports" / "python"
@@ -22,7 +22,7 @@ class NumpyBlock(Block):
     """A block whose state is a mapping, as it is for a port."""
 
     def __init__(self, port: Any, arguments: Mapping[str, Any], dtype: str, seed: int) -> None:
-        self.port, self.dtype = port, dtype
+        self.port, self.dtype, self.code = port, dtype, render_call(arguments)
         try:
             self.block = port.layers.Block.parse(texts(arguments))
         except port.layers.InvalidInput as error:
@@ -36,8 +36,8 @@ class NumpyBlock(Block):
             for name, value in self._state.items()
         }
 
-    def state(self) -> dict[str, Array]:
-        return {name: value.copy() for name, value in self._state.items()}
+    def state(self) -> State:
+        return State({name: value.copy() for name, value in self._state.items()}, self.code)
 
     def load(self, state: Mapping[str, Array]) -> None:
         self._state = {name: np.array(value) for name, value in state.items()}

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from spec_tests.meta.processes import REFERENCE, ROOT, environment, mdnc_spec, mdnc_spec_many, python, run_arguments
 from spec_tests.collector import Collector
+from spec_tests.meta.processes import REFERENCE, ROOT, environment, mdnc_spec, mdnc_spec_many, python, run_arguments
 
 RARE = "py:spec_tests.meta.wrong_blocks:RarelyWrong"
 NARROW = ("--clause", "4.1", "--profile", "smoke")
