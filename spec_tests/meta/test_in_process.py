@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,6 +49,67 @@ def test_what_a_call_raises(error: BaseException, kind: type[Exception], words: 
 def test_an_interruption_is_none() -> None:
     with pytest.raises(KeyboardInterrupt):
         _raises(KeyboardInterrupt())()
+
+
+# ------------------------------------------------------------------ where in the block's code it happened
+
+CODE = """
+import json
+
+import torch
+
+from mdnc.modules.resnet import BlockBottleneck2d as Block
+
+class Helped(Block):
+    def forward(self, x):
+        return helper(x)
+
+def helper(x):
+    raise RuntimeError(f"{x.shape[0]} samples")
+
+class InTorch(Block):
+    def forward(self, x):
+        return super().forward(x).view(7, 7, 7)
+
+class InPython(Block):
+    def forward(self, x):
+        json.loads("{")
+
+class Demanding(Block):
+    def __init__(self):
+        pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("Helped", " (at own blocks/odd.py:13, in helper)"),
+        ("InTorch", " (at own blocks/odd.py:17, in forward)"),
+        ("InPython", " (at own blocks/odd.py:21, in forward)"),
+        ("Demanding", ""),
+    ],
+)
+@pytest.mark.parametrize("inside", [True, False])
+def test_where_it_happened(
+    name: str, place: str, inside: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The innermost line that is the block's own, from the current directory if it lies there; at the very end."""
+    folder = tmp_path / "own blocks"
+    folder.mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path if inside else tmp_path / "elsewhere")
+    found: dict[str, Any] = {"__name__": "odd"}
+    exec(compile(CODE, str(folder / "odd.py"), "exec"), found)  # noqa: S102
+    with pytest.raises((Crashed, Refused)) as raised:
+        _built(found[name]).forward(X)
+    error: Any = raised.value
+    told = error.message + error.where if isinstance(error, Refused) else error.error
+    end = place if inside else place.replace("own", f"{tmp_path}/own")
+    assert told.endswith(end)
+    assert "(at " not in told.removesuffix(end)
+    # The words of a refusal are judged, and the name of a file is none of them.
+    assert not isinstance(error, Refused) or "odd.py" not in str(error)
 
 
 # ------------------------------------------------------------------ blocks that give what nobody expects
