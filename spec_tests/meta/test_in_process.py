@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spec_tests.meta.processes import mdnc_spec_many
+from spec_tests.meta.processes import mdnc_spec, mdnc_spec_many
 from spec_tests.subjects.base import Array, Crashed, Refused
 
 pytest.importorskip("torch")
@@ -184,3 +184,14 @@ def test_no_block_is_an_error_of_the_suite(tmp_path: Path) -> None:
         assert ended.status == 1, ended.out + ended.err
         assert "ERROR" not in ended.out, name
         assert "FAILED" in ended.out
+
+
+@pytest.mark.slow
+def test_the_test_in_which_a_worker_died_is_named(tmp_path: Path) -> None:
+    """The others are judged by another worker, and the run is not."""
+    arguments = ("--profile", "smoke", "--clause", "3.14", "--clause", "3.7", "-n", "2", "--no-diagnosis")
+    ended = mdnc_spec("run", "--subject", "py:spec_tests.meta.odd_blocks:Dies", *arguments, cwd=tmp_path)
+    assert ended.status == 3, ended.out + ended.err
+    [told] = [line for line in ended.out.splitlines() if line.startswith("ERROR")]
+    assert "a worker process ended early: Not properly terminated; it ran the implementation in " in told
+    assert "chapters/test_ch03_shapes.py::test_documented_shapes[down], which judged nothing" in told
