@@ -31,6 +31,11 @@ class Collector:
         if error:
             self.verdict.troubles.append(f"a worker process ended early: {error}")
 
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_handlecrashitem(self, crashitem: str) -> None:
+        # xdist has told above that the process ended.
+        self.verdict.troubles[-1] += f"; it ran the implementation in {crashitem}, which judged nothing"
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         data: dict[str, Any] | None = getattr(report, "mdnc_spec", None)
         if data is not None:

@@ -211,7 +211,9 @@ def taken(clause: str, what: str, example: Example) -> Iterator[None]:
     try:
         yield
     except Refused as refusal:
-        raise NonConformance(clause, what, _short(f"refused: {refusal.message}"), "no refusal", example) from None
+        raise NonConformance(
+            clause, what, _short(f"refused: {refusal.message}") + refusal.where, "no refusal", example
+        ) from None
 
 
 def refused(
@@ -229,8 +231,8 @@ def refused(
         result = call(*arguments)
     except Refused as refusal:
         if kind and refusal.kind and refusal.kind != kind:
-            got = f"{names[refusal.kind]}: {refusal.message}"
-            raise NonConformance(clauses[0], what, _short(got), f"a {names[kind]}", example) from None
+            got = _short(f"{names[refusal.kind]}: {refusal.message}") + refusal.where
+            raise NonConformance(clauses[0], what, got, f"a {names[kind]}", example) from None
         return refusal
     except Crashed as crash:
         raise NonConformance(clauses[0], what, _short(crash.error), f"a {names[kind]}", example) from None

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,6 +28,8 @@ OUTCOMES = ("failed", "errored")
 # What is wrong with how a port ends is the failure of no test and no clause.
 CONDUCT = "conduct"
 WRITTEN = 80
+# In a message: where in a block's code an error was raised.
+_PLACE = re.compile(r" \(at [^()]+:\d+, in [^()]+\)")
 
 
 @dataclass(frozen=True)
@@ -242,7 +245,8 @@ def write(path: Path, verdict: Verdict, before: Sequence[Known] = ()) -> int:
             entries[failure.test] = entry
         elif not _advice(failure):
             link = entry.link if entry is not None else ""
-            short = failure.message[:WRITTEN].rstrip()
+            # A line of the block's own code moves when the code above it changes.
+            short = _PLACE.split(failure.message)[0][:WRITTEN].rstrip()
             entries[failure.test] = Known(failure.test, failure.clause, failure.outcome, short, link)
     ran = {outcome.test for outcome in verdict.outcomes}
     for entry in known.values():

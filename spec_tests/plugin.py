@@ -274,7 +274,7 @@ def _failure(item: pytest.Item, error: BaseException) -> tuple[str, Failure]:
     if isinstance(error, NonConformance):
         return "failed", _nonconformance(error)
     if isinstance(error, (Refused, Crashed)):
-        got = error.message if isinstance(error, Refused) else error.error
+        got = error.message + error.where if isinstance(error, Refused) else error.error
         return "failed", Failure(clause, "a call that must succeed", got, "a result", error.doing)
     if isinstance(error, AtOnce):
         return _failure(item, error.error)

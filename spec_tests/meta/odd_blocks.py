@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -43,6 +44,15 @@ class Unprintable(BaseException):
 class Raises(Block):
     def forward(self, _: Tensor) -> Tensor:
         raise Unprintable
+
+
+class Dies(Block):
+    """Ends the process, for blocks of one width alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim == 4 and x.shape[1] == 16:
+            os._exit(7)
+        return super().forward(x)
 
 
 class NoTrain(Block):

@@ -113,6 +113,19 @@ def test_refused_in_another_way(wanted: str, kind: str) -> None:
     assert compare.REACHED == {"1.2": 1, "1.16": 1}
 
 
+def test_where_it_was_refused_is_told() -> None:
+    """At the end, and not among the words that are cut or judged."""
+
+    def refuse_there() -> object:
+        raise Refused("type", "no" * 500, "a call", " (at blocks.py:7, in forward)")
+
+    error = broken(refused, ["1.2"], "building", "value", EXAMPLE, refuse_there)
+    assert error.got.endswith("o… (at blocks.py:7, in forward)")
+    with pytest.raises(NonConformance) as raised, compare.taken("1.1", "building", EXAMPLE):
+        refuse_there()
+    assert raised.value.got.endswith("o… (at blocks.py:7, in forward)")
+
+
 def test_not_refused() -> None:
     error = broken(refused, ["1.2"], "building", "value", EXAMPLE, lambda: None)
     assert (error.got, error.expected) == ("no error", "a ValueError")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from spec_tests.meta.processes import mdnc_spec_many
+from spec_tests.meta.processes import mdnc_spec, mdnc_spec_many
 from spec_tests.subjects.base import Array, Crashed, Refused
 
 pytest.importorskip("torch")
@@ -48,6 +49,67 @@ def test_what_a_call_raises(error: BaseException, kind: type[Exception], words: 
 def test_an_interruption_is_none() -> None:
     with pytest.raises(KeyboardInterrupt):
         _raises(KeyboardInterrupt())()
+
+
+# ------------------------------------------------------------------ where in the block's code it happened
+
+CODE = """
+import json
+
+import torch
+
+from mdnc.modules.resnet import BlockBottleneck2d as Block
+
+class Helped(Block):
+    def forward(self, x):
+        return helper(x)
+
+def helper(x):
+    raise RuntimeError(f"{x.shape[0]} samples")
+
+class InTorch(Block):
+    def forward(self, x):
+        return super().forward(x).view(7, 7, 7)
+
+class InPython(Block):
+    def forward(self, x):
+        json.loads("{")
+
+class Demanding(Block):
+    def __init__(self):
+        pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("Helped", " (at own blocks/odd.py:13, in helper)"),
+        ("InTorch", " (at own blocks/odd.py:17, in forward)"),
+        ("InPython", " (at own blocks/odd.py:21, in forward)"),
+        ("Demanding", ""),
+    ],
+)
+@pytest.mark.parametrize("inside", [True, False])
+def test_where_it_happened(
+    name: str, place: str, inside: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The innermost line that is the block's own, from the current directory if it lies there; at the very end."""
+    folder = tmp_path / "own blocks"
+    folder.mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path if inside else tmp_path / "elsewhere")
+    found: dict[str, Any] = {"__name__": "odd"}
+    exec(compile(CODE, str(folder / "odd.py"), "exec"), found)  # noqa: S102
+    with pytest.raises((Crashed, Refused)) as raised:
+        _built(found[name]).forward(X)
+    error: Any = raised.value
+    told = error.message + error.where if isinstance(error, Refused) else error.error
+    end = place if inside else place.replace("own", f"{tmp_path}/own")
+    assert told.endswith(end)
+    assert "(at " not in told.removesuffix(end)
+    # The words of a refusal are judged, and the name of a file is none of them.
+    assert not isinstance(error, Refused) or "odd.py" not in str(error)
 
 
 # ------------------------------------------------------------------ blocks that give what nobody expects
@@ -122,3 +184,14 @@ def test_no_block_is_an_error_of_the_suite(tmp_path: Path) -> None:
         assert ended.status == 1, ended.out + ended.err
         assert "ERROR" not in ended.out, name
         assert "FAILED" in ended.out
+
+
+@pytest.mark.slow
+def test_the_test_in_which_a_worker_died_is_named(tmp_path: Path) -> None:
+    """The others are judged by another worker, and the run is not."""
+    arguments = ("--profile", "smoke", "--clause", "3.14", "--clause", "3.7", "-n", "2", "--no-diagnosis")
+    ended = mdnc_spec("run", "--subject", "py:spec_tests.meta.odd_blocks:Dies", *arguments, cwd=tmp_path)
+    assert ended.status == 3, ended.out + ended.err
+    [told] = [line for line in ended.out.splitlines() if line.startswith("ERROR")]
+    assert "a worker process ended early: Not properly terminated; it ran the implementation in " in told
+    assert "chapters/test_ch03_shapes.py::test_documented_shapes[down], which judged nothing" in told

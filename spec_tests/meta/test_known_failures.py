@@ -48,6 +48,17 @@ LOST = outcome("t::lost", "4.3", "unsupported", missing="backward")
 VACUOUS = Outcome("t::vacuous", ("4.3",), "passed", vacuous={"4.3": 7})
 
 
+def test_a_line_of_code_is_no_part_of_what_is_written(tmp_path: Path) -> None:
+    """It moves when the code above it changes, and the file still fits."""
+    found = [
+        verdict(GOOD, outcome("t::a", "4.2", "failed", f"RuntimeError: no (at my/b.py:{n}, in f)")) for n in (4, 5)
+    ]
+    write(tmp_path / "known", found[0])
+    entries = read(tmp_path / "known")
+    assert [entry.message for entry in entries] == ["the output: RuntimeError: no"]
+    assert all("no reason" in told for told in compare(entries, found[1]).differences)
+
+
 # ------------------------------------------------------------------ the rules
 
 

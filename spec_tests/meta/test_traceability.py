@@ -183,7 +183,7 @@ def test_expected_to_fail():
     "refused": """
 @pytest.mark.clause("1.1")
 def test_refused():
-    raise Refused("value", "I do not like it", "a call")
+    raise Refused("value", "I do not like it", "a call", " (at b.py:1, in f)")
 """,
     "crashed": """
 @pytest.mark.clause("1.1")
@@ -306,3 +306,5 @@ def test_what_the_subject_breaks_is_a_failure(judged: dict[str, Any], name: str,
     assert status == "failed"
     assert f"clause='{clause}'" in story
     assert judged[name]["status"] == 1
+    if name == "refused":
+        assert "I do not like it (at b.py:1, in f)" in story

@@ -20,11 +20,12 @@ class SubjectError(Exception):
 class Refused(Exception):
     """The subject refused its arguments or its input.
 
-    `kind` is ``"type"``, ``"value"``, or empty where the subject cannot tell.
+    `kind` is ``"type"``, ``"value"``, or empty where the subject cannot tell; `where` is the place in its code that
+    refused, as the end of a sentence, or empty. It is no part of the message, whose words are judged.
     """
 
-    def __init__(self, kind: str, message: str, doing: str = "") -> None:
-        self.kind, self.message, self.doing = kind, message, doing
+    def __init__(self, kind: str, message: str, doing: str = "", where: str = "") -> None:
+        self.kind, self.message, self.doing, self.where = kind, message, doing, where
         super().__init__(f"{doing}: refused: {message}" if doing else message)
 
 

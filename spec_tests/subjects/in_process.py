@@ -8,9 +8,12 @@ import io
 import os
 import pickle
 import sys
+import sysconfig
+import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +28,13 @@ FEATURES = frozenset(
     {"copy", "serialize", "convert", "mode", "memory", "summary", "seed", "python", "backward", "init", "train"}
     | {"float64", "bfloat16", "bitwise", "layout", "output", "constant_input"}
 )
+
+# Where the code of libraries lies: Python's own, what is installed, and of that what calls blocks.
+_STANDARD, _INSTALLED = (
+    tuple(sysconfig.get_path(name) + os.sep for name in names)
+    for names in (("stdlib", "platstdlib"), ("purelib", "platlib"))
+)
+_BETWEEN = tuple(f"{folder}{name}{os.sep}" for folder in _INSTALLED for name in ("torch", "torchsummary"))
 
 
 def _not_compiled() -> Any:
@@ -44,6 +54,24 @@ def _words(error: BaseException) -> str:
         return f"{type(error).__name__}, whose message cannot be read"
 
 
+def _where(error: BaseException) -> str:
+    """The innermost line of the block's own code that led to an error, as the end of a sentence; empty if none did.
+
+    Own is what is no library; of libraries, any that is none of those between the suite and the block.
+    """
+    found = [
+        (code.co_filename, line, code.co_name)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if not (code := frame.f_code).co_filename.startswith((__file__, "<"))
+    ]
+    own = [place for place in found if not place[0].startswith((*_STANDARD, *_INSTALLED))]
+    other = [place for place in found if place[0].startswith(_INSTALLED) and not place[0].startswith(_BETWEEN)]
+    if not (own or other):
+        return ""
+    file, line, name = (own or other)[-1]
+    return shown(f" (at {file.removeprefix(f'{Path.cwd()}{os.sep}')}:{line}, in {name})")
+
+
 @contextmanager
 def _translated(doing: str) -> Iterator[None]:
     """Turn what the subject raises, and what it gives that is unfit, into Refused and Crashed."""
@@ -54,9 +82,10 @@ def _translated(doing: str) -> Iterator[None]:
     except _Unfit as error:
         raise Crashed(shown(str(error)), doing) from error
     except (TypeError, ValueError) as error:
-        raise Refused("type" if isinstance(error, TypeError) else "value", _words(error), doing) from error
+        kind = "type" if isinstance(error, TypeError) else "value"
+        raise Refused(kind, _words(error), doing, _where(error)) from error
     except BaseException as error:
-        raise Crashed(_words(error), doing) from error
+        raise Crashed(_words(error) + _where(error), doing) from error
 
 
 def _kind(value: object) -> str:
@@ -204,7 +233,7 @@ class TorchBlock(Block):
             try:
                 self.module.load_state_dict(tensors, strict=True)
             except RuntimeError as error:  # torch's own way to refuse a state
-                raise Refused("", _words(error), self.code) from error
+                raise Refused("", _words(error), self.code, _where(error)) from error
 
     def _derived(self, make: Callable[[], Any], doing: str, dtype: torch.dtype | None = None) -> TorchBlock:
         with _translated(f"{self.code}, {doing}"):
