@@ -15,10 +15,33 @@ from spec_tests.subjects.base import Array, Crashed, Refused
 
 pytest.importorskip("torch")
 
+import torch
 from torch import nn
 
+from mdnc.modules.resnet import BlockBottleneck2d
+from spec_tests.config import BlockConfig
 from spec_tests.meta import odd_blocks
+from spec_tests.numeric import Numeric
+from spec_tests.oracle import judge
 from spec_tests.subjects.in_process import TorchBlock, TorchSubject, _translated
+
+
+def test_bfloat16_is_not_computed_by_onednn() -> None:
+    """A right block whose convolution oneDNN spoils on some processors; elsewhere its setting shows it."""
+    config = BlockConfig.of(5, 1, kernel_size=(1, 3), stride=(1, 3), padding=(0, 1), normalizer="null")
+    settings = []
+
+    class Watched(BlockBottleneck2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            settings.append(torch.backends.mkldnn.enabled)
+            return super().forward(x)
+
+    for dtype in ("bfloat16", "float32"):
+        case = Numeric(config, (2, 5, 6, 1), "distinct", "normal", 0, False, dtype)
+        found = judge(case.built(TorchSubject("py:x:X", Watched)).forward(case.x(), False), case.expected().y)
+        assert found.ok, found
+    assert settings == [False, torch.backends.mkldnn.is_available()]
+    assert torch.backends.mkldnn.enabled
 
 
 def _raises(error: BaseException) -> Callable[[], None]:
