@@ -88,6 +88,7 @@ def test_what_cannot_be_used_is_refused_at_once(
 ) -> None:
     """By its argument and its value, before the work."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CI", raising=False)  # under which nothing recorded is written at all
     (tmp_path / "text").write_text("no such thing\n1\n", encoding="utf-8")
     (tmp_path / "folder").mkdir()
     ended = called(name, *arguments, capsys=capsys)
