@@ -7,18 +7,18 @@ import importlib.util
 import io
 import os
 import shlex
-import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from spec_tests import known_failures
 from spec_tests.arguments import parser
 from spec_tests.clauses import all_chapters, all_clauses, select
+from spec_tests.signals import interrupt_once
 from spec_tests.verdict import BROKEN, CONFORMS, INTERRUPTED, NOT_JUDGED, Verdict
 from spec_tests.words import counted, hanging
 
@@ -116,10 +116,7 @@ def _judge(options: argparse.Namespace) -> int:
     if options.workers > 1:
         arguments += ["-p", "xdist.plugin", "-n", str(options.workers), "--dist", "worksteal"]
 
-    def stop(*_: object) -> NoReturn:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, stop)
+    interrupt_once()
     collector = Collector()
     collector.verdict.shard = options.shard is not None
     live = Live(console)

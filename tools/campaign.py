@@ -101,9 +101,9 @@ def hold(options: argparse.Namespace, database: str) -> int:
     runs = []
     for number in range(options.workers):
         more = ("--budget", options.budget, "--seed", str(options.seed + 1000 * number), *options.rest)
-        runs.append(
-            subprocess.Popen(command(options.subject, database, *more), stdout=subprocess.PIPE, encoding="utf-8")
-        )
+        # In sessions of their own: Ctrl-C reaches them once, from here.
+        words = command(options.subject, database, *more)
+        runs.append(subprocess.Popen(words, stdout=subprocess.PIPE, encoding="utf-8", start_new_session=True))
     try:
         for number, run in enumerate(runs):
             output = run.communicate()[0]

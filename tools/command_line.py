@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from spec_tests.signals import interrupt_once
+
 FAILED, INTERRUPTED = 2, 130
 
 
@@ -73,7 +75,8 @@ def replaced(path: Path) -> Iterator[Path]:
 
 
 def ended(main: Callable[[], int]) -> int:
-    """The exit status of a tool; Ctrl-C and a file that cannot be read or written are a line, and no traceback."""
+    """The exit status of a tool; an interruption and a file that cannot be read or written are a line, no traceback."""
+    interrupt_once()
     try:
         status = main()
         sys.stdout.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -160,6 +161,7 @@ def test_an_output_that_is_no_array(name: str) -> None:
     ("factory", "call", "words"),
     [
         (odd_blocks.Raises, lambda b: b.forward(X), "Unprintable, whose message cannot be read"),
+        (odd_blocks.Leaves, lambda b: b.forward(X), "SystemExit: os._exit(0) (at "),
         (odd_blocks.NoTrain, lambda b: b.forward(X), "KeyError: True"),
         (odd_blocks.NoTrain, lambda b: b.set_mode(True), "KeyError: True"),
         (odd_blocks.CopyNone, TorchBlock.copy, "what that gives is None, not a torch.nn.Module"),
@@ -218,3 +220,16 @@ def test_the_test_in_which_a_worker_died_is_named(tmp_path: Path) -> None:
     [told] = [line for line in ended.out.splitlines() if line.startswith("ERROR")]
     assert "a worker process ended early: Not properly terminated; it ran the implementation in " in told
     assert "chapters/test_ch03_shapes.py::test_documented_shapes[down], which judged nothing" in told
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_of_a_block_may_leave() -> None:
+    assert _built(odd_blocks.LeavesAChild).forward(X).shape == (1, 2, 3, 4)
+
+
+@pytest.mark.slow
+def test_a_module_that_leaves(tmp_path: Path) -> None:
+    (tmp_path / "leaving.py").write_text("import os\nos._exit(0)\n", encoding="utf-8")
+    ended = mdnc_spec("run", "--subject", "py:leaving:Block", "--profile", "smoke", cwd=tmp_path)
+    assert ended.status == 3
+    assert "py:leaving:Block cannot be imported: SystemExit: os._exit(0)" in ended.out

@@ -8,6 +8,7 @@ import os
 import shlex
 
 from spec_tests.subjects.base import Subject, SubjectError
+from spec_tests.subjects.staying import staying
 
 REFERENCE = "py:mdnc.modules.resnet:BlockBottleneck2d"
 ALLOWED = "py:package.module:Class, a torch module class in this process, or 'cmd:./port --flag', a command"
@@ -53,9 +54,10 @@ def load_subject(designator: str, timeouts: str = "", device: str = "cpu") -> Su
     if importlib.util.find_spec("torch") is None:
         raise SubjectError(f"{designator} needs torch, which is not installed; install mdnc-spec[torch]")
     try:
-        found: object = importlib.import_module(module_name)
-        for part in name.split("."):
-            found = getattr(found, part)
+        with staying():
+            found: object = importlib.import_module(module_name)
+            for part in name.split("."):
+                found = getattr(found, part)
     except (Exception, SystemExit) as error:
         raise SubjectError(f"{designator} cannot be imported: {type(error).__name__}: {error}") from error
     from torch import nn

@@ -23,6 +23,7 @@ from torch import nn
 from spec_tests.config import render_call
 from spec_tests.subjects.base import Array, Block, Crashed, Entry, Gradients, Refused, State, Subject, SubjectError
 from spec_tests.subjects.process import shown
+from spec_tests.subjects.staying import staying
 
 FEATURES = frozenset(
     {"copy", "serialize", "convert", "mode", "memory", "summary", "seed", "python", "backward", "init", "train"}
@@ -93,7 +94,8 @@ def _where(error: BaseException) -> str:
 def _translated(doing: str) -> Iterator[None]:
     """Turn what the subject raises, and what it gives that is unfit, into Refused and Crashed."""
     try:
-        yield
+        with staying():
+            yield
     except (Refused, KeyboardInterrupt):
         raise
     except _Unfit as error:
