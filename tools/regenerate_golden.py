@@ -3,7 +3,7 @@
 Without an option this only checks: a missing, a changed and an unused file each fail, with a diff, or for a test vector
 with the largest difference in units of its bound. A vector whose results agree within a sixteenth of their bounds, and
 whose bounds are wide enough, counts as unchanged and is left as it is, since the last bits of the oracle's sums depend
-on the machine; and so do the recorded bounds if none of them moves by a billionth.
+on the machine; and so do the recorded bounds if none moves by more than such sums may.
 golden/documented is input: no option writes it, and a reference that disagrees with it fails.
 
     python tools/regenerate_golden.py                      check everything

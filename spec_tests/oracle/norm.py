@@ -106,6 +106,29 @@ def given_moments(x: Bounded, mean: Bounded, variance: Bounded) -> Moments:
     return Moments(mean, variance, x.bound + mean.bound, (), 0)
 
 
+def _inverse(variance: Bounded, inside: float, outside: float, arith: Arith) -> tuple[Array, Array, Array]:
+    """1 / (sqrt(var + inside) + outside), its bound, and the largest that is correct.
+
+    The difference of two roots is a quotient here, and that of their inverses another: taken as they stand, they would
+    be rounding errors of float64 where the bound is one of float64.
+    """
+    relative = arith.gamma(4 + RSQRT) + arith.storage
+    root = np.sqrt(variance.value + inside)
+    low = np.sqrt(np.maximum(variance.value - variance.bound, 0.0) + inside)
+    high = np.sqrt(variance.value + variance.bound + inside)
+    inverse = 1 / (root + outside)
+    steepest = (1 + relative) / (low + outside)
+
+    below = np.minimum(variance.bound, variance.value) / np.maximum(root + low, arith.tiny)
+    above = variance.bound / np.maximum(root + high, arith.tiny)
+    steeper = (relative + below * inverse) / (low + outside)
+    flatter = (relative + above * inverse) / (high + outside)
+    bound = np.maximum(steeper, flatter)
+    if not variance.bound.max(initial=0.0) < np.inf:  # not only far off: an overflow may have left no number
+        bound = np.where(variance.bound < np.inf, bound, np.inf)
+    return inverse, bound, steepest
+
+
 def normalize(
     x: Bounded,
     g: Array | None,
@@ -123,14 +146,7 @@ def normalize(
     """
     mean, variance = given.mean, given.variance
     inside, outside = (0.0, eps) if eps_outside else (eps, 0.0)
-    relative = arith.gamma(4 + RSQRT) + arith.storage
-
-    inverse = 1 / (np.sqrt(variance.value + inside) + outside)
-    steepest = (1 + relative) / (np.sqrt(np.maximum(variance.value - variance.bound, 0.0) + inside) + outside)
-    flattest = (1 - relative) / (np.sqrt(variance.value + variance.bound + inside) + outside)
-    inverse_bound = np.maximum(steepest - inverse, inverse - flattest)
-    if not variance.bound.max(initial=0.0) < np.inf:  # not only far off: an overflow may have left no number
-        inverse_bound = np.where(variance.bound < np.inf, inverse_bound, np.inf)
+    inverse, inverse_bound, steepest = _inverse(variance, inside, outside, arith)
 
     distance = x.value - mean.value
     hat = distance * inverse
