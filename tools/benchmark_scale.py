@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -153,57 +153,37 @@ def picture(growths: Sequence[Growth], found: Mapping[str, Mapping[str, float]],
     pyplot.close(figure)
 
 
-def run(options: argparse.Namespace) -> int:
-    """Print the tables; 1 if something is over its bar."""
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    profile, rounds = ("smoke", 3) if options.quick else ("default", 7)
-    over = []
-    growths = []
-    with console.status("") as status:
-        status.update("more examples")
-        growths.append(examples((1, 3) if options.quick else (1, 3, 10)))
-        status.update("larger tensors")
-        lengths = (16, 32, 64) if options.quick else (16, 32, 64, 128)
-        growths.append(
-            Growth(
-                "elements of a tensor",
-                tuple(2.0 * 4 * length * length for length in lengths),
-                tuple(example(4, length, rounds) for length in lengths),
-            )
-        )
-        status.update("more channels")
-        channels = (8, 16, 32) if options.quick else (8, 16, 32, 64)
-        growths.append(
-            Growth(
-                "multiplications of more channels",
-                tuple(products(number, 16) for number in channels),
-                tuple(example(number, 16, rounds) for number in channels),
-            )
-        )
-        status.update("more clauses")
-        growths.append(parts(sorted(judged(REFERENCE, "smoke").clauses), "smoke"))
-        found = {}
-        for name, subject in (
-            ("the reference", REFERENCE),
-            ("the NumPy port", "cmd:" + shlex.join([sys.executable, str(PORT)])),
-        ):
-            status.update(f"where the time of {name} goes")
-            found[name] = shares(subject, profile)
-        faster = 0.0
-        if not options.quick:
-            status.update("two workers")
-            faster = speedup(profile, 3)
+def growths(quick: bool, step: Callable[[str], None]) -> Iterator[Growth]:
+    """What grows; each is measured when it is asked for."""
+    rounds = 3 if quick else 7
+    step("more examples")
+    yield examples((1, 3) if quick else (1, 3, 10))
+    step("larger tensors")
+    lengths = (16, 32, 64) if quick else (16, 32, 64, 128)
+    sizes = [2.0 * 4 * length * length for length in lengths]
+    yield Growth("elements of a tensor", tuple(sizes), tuple(example(4, length, rounds) for length in lengths))
+    step("more channels")
+    channels = (8, 16, 32) if quick else (8, 16, 32, 64)
+    sizes = [products(number, 16) for number in channels]
+    seconds = tuple(example(number, 16, rounds) for number in channels)
+    yield Growth("multiplications of more channels", tuple(sizes), seconds)
+    step("more clauses")
+    yield parts(sorted(judged(REFERENCE, "smoke").clauses), "smoke")
 
+
+def growth_table(found: Sequence[Growth]) -> Table:
     table = Table(title=f"Growth of the cost: time ~ size ^ exponent; at most {EXPONENT_BAR}")
     for heading in ("what grows", "from", "to", "seconds from", "to", "exponent"):
         table.add_column(heading, justify="left" if heading == "what grows" else "right")
-    for growth in growths:
+    for growth in found:
         sizes = [f"{growth.sizes[end]:,.0f}" for end in (0, -1)]
         seconds = [f"{growth.seconds[end]:.3f}" for end in (0, -1)]
-        late = growth.exponent > EXPONENT_BAR
-        over += [growth.what] * late
-        table.add_row(growth.what, *sizes, *seconds, f"{growth.exponent:.2f}" + ("  over" if late else ""))
-    console.print(table)
+        mark = "  over" if growth.exponent > EXPONENT_BAR else ""
+        table.add_row(growth.what, *sizes, *seconds, f"{growth.exponent:.2f}{mark}")
+    return table
+
+
+def share_table(found: Mapping[str, Mapping[str, float]], profile: str) -> Table:
     table = Table(title=f"Where the time of a {profile} run goes, in one process")
     table.add_column("part")
     for name in found:
@@ -211,17 +191,40 @@ def run(options: argparse.Namespace) -> int:
     for part in PARTS:
         if any(part in share for share in found.values()):
             table.add_row(part, *(f"{share.get(part, 0.0):.1%}" for share in found.values()))
-    own = {name: 1 - share["subject"] for name, share in found.items()}
     table.add_section()
-    table.add_row("all but the subject", *(f"{value:.1%}" for value in own.values()))
-    console.print(table)
-    if own["the reference"] > SHARE_BAR:
-        over.append(f"the suite's own share for the reference, over {SHARE_BAR:.0%}")
-    if faster:
-        console.print(f"Two workers are {faster:.2f} times as fast as one process; at least {SPEEDUP_BAR}.")
-        over += ["the workers"] * (faster < SPEEDUP_BAR)
+    table.add_row("all but the subject", *(f"{1 - share['subject']:.1%}" for share in found.values()))
+    return table
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print each table when it is measured; 1 if something is over its bar."""
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    profile = "smoke" if options.quick else "default"
+    shared = {"the reference": REFERENCE, "the NumPy port": "cmd:" + shlex.join([sys.executable, str(PORT)])}
+    with console.status("") as status:
+
+        def step(words: str) -> None:
+            status.update(words)
+            if not console.is_terminal:
+                print(f"measuring: {words}", file=sys.stderr, flush=True)
+
+        measured = list(growths(options.quick, step))
+        console.print(growth_table(measured))
+        over = [growth.what for growth in measured if growth.exponent > EXPONENT_BAR]
+        found = {}
+        for name, subject in shared.items():
+            step(f"where the time of {name} goes")
+            found[name] = shares(subject, profile)
+        console.print(share_table(found, profile))
+        if 1 - found["the reference"]["subject"] > SHARE_BAR:
+            over.append(f"the suite's own share for the reference, over {SHARE_BAR:.0%}")
+        if not options.quick:
+            step("two workers")
+            faster = speedup(profile, 3)
+            console.print(f"Two workers are {faster:.2f} times as fast as one process; at least {SPEEDUP_BAR}.")
+            over += ["the workers"] * (faster < SPEEDUP_BAR)
     if options.picture:
-        picture(growths, found, options.picture)
+        picture(measured, found, options.picture)
     for what in over:
         console.print(f"over its bar: {what}")
     return 1 if over else 0
