@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from spec_tests.collector import Collector
+from spec_tests.words import counted
 
 # Behind a whole run, many short rounds end closer to the time than a few long ones.
 ROUND = "default"
@@ -15,11 +16,10 @@ ROUND = "default"
 
 def run(
     arguments: Sequence[str], plugins: Sequence[object], collector: Collector, profile: str, seed: int, seconds: float
-) -> tuple[int | pytest.ExitCode, int, int]:
+) -> tuple[int | pytest.ExitCode, str]:
     """Run the tests of pytest's `arguments`, then rounds; `seconds` include the first run, which is always whole.
 
-    Returns how pytest ended, the number of rounds, and the seed of the last one, which is the one that failed if one
-    did. All outcomes are added up in `collector`.
+    Returns how pytest ended, and what to tell of the rounds. All outcomes are added up in `collector`.
     """
     until, rounds = time.time() + seconds, 0
     ended = pytest.main([*arguments, "--profile", profile, "--seed", str(seed)], plugins=list(plugins))
@@ -27,10 +27,9 @@ def run(
         rounds, seed = rounds + 1, seed + 1
         more = ("--profile", ROUND, "--seed", str(seed), "--drawn", "--until", repr(until))
         ended = pytest.main([*arguments, *more], plugins=list(plugins))
-        # Of the last round, no test may be left that had time.
         if ended == pytest.ExitCode.NO_TESTS_COLLECTED:
-            ended = pytest.ExitCode.OK
-    return ended, rounds, seed
+            return pytest.ExitCode.OK, "no test of what was selected draws examples: there are no new ones to try"
+    return ended, f"{counted(rounds, 'round')} of new examples, to the seed {seed}"
 
 
 def _over(collector: Collector) -> bool:

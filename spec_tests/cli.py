@@ -9,7 +9,8 @@ import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from time import monotonic
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from spec_tests.report.model import Diagnosed, Report
 
 PACKAGE = Path(__file__).parent
+# Why something could not be printed.
+UNTOLD: list[OSError] = []
 # Those that the oracle judges.
 NUMERIC_CHAPTERS = (4, 5, 6, 9)
 
@@ -75,7 +78,7 @@ def _judge(options: argparse.Namespace) -> int:
     from spec_tests.collector import Collector
     from spec_tests.report.files import check_writable
     from spec_tests.report.model import Diagnosed, Report, now
-    from spec_tests.report.terminal import Live, Run, show
+    from spec_tests.report.terminal import Live, show
 
     started, clock = now(), monotonic()
     try:
@@ -104,7 +107,8 @@ def _judge(options: argparse.Namespace) -> int:
         *("-q", "--assert=plain", "--subject", options.subject, "--database", options.database or ""),
     ]
     if seed is not None:
-        print(f"seed {seed}", flush=True)
+        with _printing():
+            print(f"seed {seed}", flush=True)
     for clause in options.clause:
         arguments += ["--clause", clause]
     if options.until_first_failure:
@@ -122,18 +126,16 @@ def _judge(options: argparse.Namespace) -> int:
     live = Live(console)
     # Frameworks leave millions of objects behind, which a run never frees: look at them less often.
     gc.set_threshold(50_000, 50, 100)
-    last = seed
     with live.progress:
         if options.budget is not None and seed is not None:
             plugins = (live, collector)
-            ended, rounds, last = campaign.run(arguments, plugins, collector, options.profile, seed, options.budget)
-            console.print(f"{counted(rounds, 'round')} of new examples, to the seed {last}", highlight=False)
+            ended, rounds = campaign.run(arguments, plugins, collector, options.profile, seed, options.budget)
+            with _printing():
+                console.print(rounds)
         else:
             chosen = ["--profile", options.profile, *(["--seed", str(seed)] if seed is not None else [])]
             ended = pytest.main([*arguments, *chosen], plugins=[live, collector])
     verdict = collector.verdict
-    # What failed did so in the last round.
-    run = Run(options.subject, options.profile if last == seed else campaign.ROUND, last, options.device)
     known = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
     if ended not in known and not (verdict.interrupted or verdict.stopped or verdict.troubles):
         verdict.troubles.append(f"pytest ended with {ended!r}")
@@ -141,14 +143,9 @@ def _judge(options: argparse.Namespace) -> int:
     compared = known_failures.compare(entries, verdict) if entries is not None else None
     all_known = compared is not None and not compared.differences
     diagnosis = Diagnosed() if options.no_diagnosis or all_known else _explained(options, verdict)
-    try:
-        show(verdict, run, console, diagnosis.lines, compared, diagnosis.explained, options.unfolded)
-        if options.write_known_failures:
-            told = known_failures.update(options.write_known_failures, verdict)
-            console.print(told, markup=False, soft_wrap=True)
-    except (BrokenPipeError, SystemExit):
-        # rich leaves with 1 where the reader of a pipe went away; the status is to be that of the verdict.
-        _drop_output()
+    with _printing():
+        show(verdict, options.subject, console, diagnosis.lines, compared, diagnosis.explained, options.unfolded)
+    _note_known_failures(options, verdict, console)
     compared = compared or known_failures.Compared()
     if options.report is None:
         return compared.status(verdict)
@@ -177,11 +174,16 @@ def _write(report: Report, folder: Path, console: Console) -> int:
         sys.stdout.flush()
         print(f"mdnc-spec: the report could not be written to {folder}: {error}", file=sys.stderr)
         return report.exit_status or NOT_JUDGED
-    try:
+    with _printing():
         console.print(f"report: {page}", markup=False, soft_wrap=True)
-    except (BrokenPipeError, SystemExit):
-        _drop_output()
     return report.exit_status
+
+
+def _note_known_failures(options: argparse.Namespace, verdict: Verdict, console: Console) -> None:
+    if options.write_known_failures:
+        told = known_failures.update(options.write_known_failures, verdict)
+        with _printing():
+            console.print(told, markup=False, soft_wrap=True)
 
 
 def _one_thread() -> None:
@@ -229,8 +231,24 @@ def _diagnose(options: argparse.Namespace) -> int:
     return CONFORMS if diagnosis.healthy else BROKEN
 
 
+@contextmanager
+def _printing() -> Iterator[None]:
+    """Where nobody reads what is printed any more (head, less), or a disk is full, no run ends, nor is another lost.
+
+    The status is that of the verdict; a conforming one that could not be told on a full disk is `NOT_JUDGED`.
+    """
+    try:
+        yield
+    except (BrokenPipeError, SystemExit):  # rich turns the former into the latter
+        _drop_output()
+    except OSError as error:
+        _drop_output()
+        UNTOLD.append(error)
+        print(f"mdnc-spec: the verdict cannot be printed: {error}", file=sys.stderr)
+
+
 def _drop_output() -> None:
-    """The reader of a pipe (head, less) went away: write what is left to nowhere."""
+    """Write what is left to nowhere."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -255,7 +273,8 @@ def _matrix(options: argparse.Namespace) -> int:
     except ValueError as error:
         print(f"mdnc-spec matrix: {error}", file=sys.stderr)
         return NOT_JUDGED
-    print(matrix.markdown(reports))
+    with _printing():
+        print(matrix.markdown(reports))
     status = matrix.status(reports)
     if options.report is not None:
         try:
@@ -269,7 +288,7 @@ def _matrix(options: argparse.Namespace) -> int:
 def _merge(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from spec_tests.report.terminal import Run, show
+    from spec_tests.report.terminal import show
 
     try:
         reports = _reports(options)
@@ -288,10 +307,9 @@ def _merge(options: argparse.Namespace) -> int:
         compared = known_failures.compare(options.known_failures, report.verdict)
     report = report.beside(compared)
     told, console = report.diagnosis, Console(highlight=False)
-    run = Run(report.subject, report.profile, report.seed, report.device)
-    show(report.verdict, run, console, told.lines, compared, told.explained, options.unfolded)
-    if options.write_known_failures:
-        console.print(known_failures.update(options.write_known_failures, report.verdict), markup=False, soft_wrap=True)
+    with _printing():
+        show(report.verdict, report.subject, console, told.lines, compared, told.explained, options.unfolded)
+    _note_known_failures(options, report.verdict, console)
     return report.exit_status if options.report is None else _write(report, options.report, console)
 
 
@@ -326,10 +344,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         status = COMMANDS[options.command](options)
-        sys.stdout.flush()
+        with _printing():
+            sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
+    except OSError as error:
         _drop_output()
+        if not isinstance(error, BrokenPipeError):
+            print(f"mdnc-spec {options.command}: {error}", file=sys.stderr)
         return NOT_JUDGED
-    return status
+    return status or (NOT_JUDGED if UNTOLD else CONFORMS)

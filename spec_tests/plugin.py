@@ -298,6 +298,13 @@ def _decides(status: str, failure: Failure) -> bool:
     return status == "errored" or all_clauses()[failure.clause].level == "MUST"
 
 
+def _again(config: pytest.Config) -> tuple[str, ...]:
+    """The options that draw the same examples again, as far as they are not the usual ones."""
+    usual = {"device": "cpu", "profile": "default", "seed": None, "database": "", "timeout": ""}
+    found = [(name, config.getoption(name)) for name in usual]
+    return tuple(word for name, value in found if value != usual[name] for word in (f"--{name}", str(value)))
+
+
 def _saved(item: pytest.Item, request: bytes) -> str:
     """Save the request of a failed call; return the path, or why there is none."""
     if not request:
@@ -350,6 +357,7 @@ def pytest_runtest_makereport(
         inapplicable,
         item.stash.get(STRICT, (0, 0)),
         saved,
+        _again(item.config) if failure else (),
         round(report.duration, 4),
     )
     # xdist carries plain attributes of a report from the worker to the controller.

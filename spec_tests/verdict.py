@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -41,7 +42,7 @@ class TestOutcome:
     counts the numeric examples of each clause that said nothing, and `ratio` is the largest error of each
     clause in units of its bound. `inapplicable` are clauses that say nothing of this kind of subject, `strict`
     how many examples were within the strict bounds, and of how many. `request` is the file that replays the last call,
-    `seconds` how long the test took.
+    `again` the options of `mdnc-spec run` that draw the examples of a failure again, `seconds` how long the test took.
     """
 
     test: str
@@ -55,7 +56,17 @@ class TestOutcome:
     inapplicable: tuple[str, ...] = ()
     strict: tuple[int, int] = (0, 0)
     request: str = ""
+    again: tuple[str, ...] = ()
     seconds: float = field(default=0.0, compare=False)
+
+    def replay(self, subject: str, clause: str) -> list[str]:
+        """The commands that judge a clause again, and make the same call again; or why there is none for the latter."""
+        found = [shlex.join(["mdnc-spec", "run", "--subject", subject, "--clause", clause, *self.again])]
+        if self.request.startswith("("):
+            found.append(self.request)
+        elif self.request:
+            found.append(shlex.join(["mdnc-spec", "replay", self.request, "--subject", subject]))
+        return found
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -63,7 +74,7 @@ class TestOutcome:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> TestOutcome:
         failure = Failure.from_json(data["failure"]) if data["failure"] else None
-        tuples = {name: tuple(data[name]) for name in ("clauses", "inapplicable", "strict")}
+        tuples = {name: tuple(data[name]) for name in ("clauses", "inapplicable", "strict", "again")}
         return cls(**{**data, **tuples, "failure": failure})
 
 

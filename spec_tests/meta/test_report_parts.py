@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 from typing import Any
 from xml.etree import ElementTree as ET
 
@@ -23,7 +24,7 @@ from spec_tests.report.folding import CALL, MENDING, brief, broken_clauses, caus
 from spec_tests.report.junit import junit
 from spec_tests.report.model import Diagnosed, Report
 from spec_tests.report.page import html, markdown
-from spec_tests.report.terminal import ROWS, Run, show
+from spec_tests.report.terminal import ROWS, show
 from spec_tests.verdict import Failure, Verdict
 from spec_tests.verdict import TestOutcome as Outcome
 
@@ -80,7 +81,7 @@ def test_folding_loses_no_clause(found: Verdict, explained: list[str]) -> None:
 def test_the_terminal_tells_every_clause_and_no_cause_fills_a_screen(found: Verdict, certain: bool, lines: int) -> None:
     out = io.StringIO()
     explained = ("4.5",) if certain else ()
-    show(found, Run("py:a:B", "smoke", 3), Console(file=out, width=80), ["A line."] * lines, explained=explained)
+    show(found, "py:a:B", Console(file=out, width=80), ["A line."] * lines, explained=explained)
     text = out.getvalue()
     broken = {o.failure.clause for o in found.failures() if o.failure}
     blocks = re.split(r"^(?=FAILED |ADVICE )", text, flags=re.MULTILINE)
@@ -178,7 +179,8 @@ def test_reasons(failure: Outcome, words: str) -> None:
 def test_any_verdict_is_written(found: Verdict) -> None:
     report = Report(found, "py:<script>:B|`", "smoke", diagnosis=Diagnosed(("<b>", "`x`")), summary="s")
     root = ET.fromstring(junit(report))
-    assert int(root.get("tests", "")) == len(found.outcomes)
+    assert int(root.get("tests", "")) == len(root.findall(".//testcase"))
+    assert len(root.findall(".//testcase[@classname='chapters.test_ch01_x']")) == len(found.outcomes)
     page = html(report)
     assert "<script>:" not in page
     assert len(page.encode()) < 1_000_000
@@ -186,6 +188,25 @@ def test_any_verdict_is_written(found: Verdict) -> None:
         assert f">{clause}<" in page
         assert clause in markdown(report)
     assert '"schemaVersion": 1' in badge(report)
+
+
+def test_no_junit_of_a_run_that_did_not_hold_is_green() -> None:
+    """What makes the status is there, though every test passed."""
+    passed = Outcome("chapters/test_ch01_x.py::test_1", ("1.1",), "passed", {"1.1": 1})
+    held = Verdict([passed], frozenset(["1.1", "1.2"]), frozenset(["1.1"]))
+    unreached = replace(held, selected=frozenset(["1.1", "1.2"]))
+    for found, more, counts in (
+        (held, {}, ("0", "0")),
+        (held, {"differences": ("no longer fails, line 3: test_1",), "status": 1}, ("1", "0")),
+        (unreached, {}, ("0", "1")),
+        (replace(held, interrupted=True), {}, ("0", "1")),
+        (replace(held, troubles=["shard 2 of 2 is missing"]), {}, ("0", "1")),
+        (replace(held, conduct=["it had to be killed"]), {}, ("1", "0")),
+    ):
+        report = Report(found, "py:a:B", "smoke", **more)
+        root = ET.fromstring(junit(report))
+        assert (root.get("failures"), root.get("errors")) == counts, (found, more)
+        assert (counts == ("0", "0")) == (report.exit_status == 0)
 
 
 def test_a_page_of_every_clause_broken_is_small() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
@@ -231,6 +232,30 @@ def test_replay(tmp_path: Path) -> None:
         assert {**story, "also": ""} in stories
 
 
+@pytest.mark.slow
+def test_replay_of_what_a_round_or_a_database_showed(tmp_path: Path) -> None:
+    """The seed is that of the round, in every file of the report, and the database is the same."""
+    rare = ("run", "--subject", "py:spec_tests.meta.wrong_blocks:RarelyWrong", "--clause", "4.1", "--no-diagnosis")
+    kept = ("--database", "kept examples")
+    found = mdnc_spec(
+        *rare, "--profile", "smoke", "--seed", "7", *kept, "--budget", "5m", "--report", "r", cwd=tmp_path
+    )
+    assert found.status == 1, found.out
+    [replay] = [story["replay"] for story in found.failures().values()]
+    seeds = re.search(r"^(\d+) rounds? of new examples, to the seed (\d+)$", found.out, re.MULTILINE)
+    assert seeds
+    assert (seeds[1] != "0") == ("--profile" not in replay)
+    assert f"--seed {seeds[2]} --database '{tmp_path / 'kept examples'}'" in replay
+    for name in ("report.md", "report.html", "junit.xml"):
+        assert replay in html.unescape((tmp_path / "r" / name).read_text(encoding="utf-8"))
+    # Another seed meets it in the database, and so does the command that it prints.
+    other = mdnc_spec(*rare, "--profile", "smoke", "--seed", "4", *kept, cwd=tmp_path)
+    assert other.status == 1, other.out
+    [replay] = [story["replay"] for story in other.failures().values()]
+    again = mdnc_spec(*shlex.split(replay)[1:], cwd=tmp_path)
+    assert again.status == 1, again.out
+
+
 # ------------------------------------------------------------------ pipes and signals
 
 
@@ -240,6 +265,7 @@ def test_replay(tmp_path: Path) -> None:
         ["list"],
         ["list", "--clause", "8.1"],
         pytest.param(run_arguments(REFERENCE, "--clause", "2.23"), marks=pytest.mark.slow),
+        pytest.param(run_arguments(REFERENCE, "--clause", "2.23", "--budget", "2s"), marks=pytest.mark.slow),
     ],
 )
 def test_a_reader_that_goes_away(arguments: list[str], tmp_path: Path) -> None:
@@ -256,8 +282,37 @@ def test_a_reader_that_goes_away(arguments: list[str], tmp_path: Path) -> None:
     process.stdout.close()
     told = process.stderr.read().decode()
     process.stderr.close()
-    assert process.wait(60) in (0, 3)
+    status = process.wait(60)
+    assert status == 0 or (status == 3 and arguments[0] == "list")
     assert told == ""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_behind_the_output(tmp_path: Path) -> None:
+    """It is a line; the report is written all the same, and what could not be told is no success."""
+    runs = [run_arguments(REFERENCE, "--clause", "2.23", "--shard", f"{n}/2", "--report", f"part{n}") for n in (1, 2)]
+    assert [ended.status for ended in mdnc_spec_many(runs, cwd=tmp_path)] == [0, 0]
+    for arguments in (
+        run_arguments(REFERENCE, "--clause", "2.23", "--report", "whole"),
+        ["merge", "part1", "part2", "--report", "merged"],
+        ["matrix", "part1"],
+        ["list"],
+    ):
+        with Path("/dev/full").open("w", encoding="utf-8") as full:
+            ended = subprocess.run(
+                [sys.executable, "-m", "spec_tests", *arguments],
+                cwd=tmp_path,
+                env=environment(),
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+            )
+        assert ended.returncode == 3, ended.stderr
+        assert re.fullmatch(r"mdnc-spec[^\n]*: \[Errno 28\] [^\n]*\n", ended.stderr), ended.stderr
+    assert (tmp_path / "whole" / "report.json").exists()
+    assert (tmp_path / "merged" / "report.json").exists()
 
 
 SLOW = """

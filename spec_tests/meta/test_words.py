@@ -16,7 +16,7 @@ from spec_tests.report import matrix
 from spec_tests.report.folding import CALL
 from spec_tests.report.model import Report
 from spec_tests.report.page import html, markdown
-from spec_tests.report.terminal import Run, show, summary
+from spec_tests.report.terminal import show, summary
 from spec_tests.verdict import TestOutcome as Outcome
 from spec_tests.verdict import Verdict
 from spec_tests.words import counted, listed
@@ -26,7 +26,7 @@ from spec_tests.words import counted, listed
 
 def shown(found: Verdict, *lines: str, known: Compared | None = None) -> str:
     out = io.StringIO()
-    show(found, Run("py:a:B", "smoke", 3), Console(file=out, width=80), lines, known)
+    show(found, "py:a:B", Console(file=out, width=80), lines, known)
     return out.getvalue()
 
 

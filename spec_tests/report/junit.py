@@ -20,7 +20,7 @@ def _legal(text: str) -> str:
 
 
 def junit(report: Report) -> str:
-    """The report; what is wrong beside the tests (conduct, errors of the suite) has a suite of its own."""
+    """The report; what is wrong beside the tests has a suite of its own."""
     root = ET.Element("testsuites", name=_legal(f"mdnc-spec {report.subject}"))
     by_chapter: dict[int, list[TestOutcome]] = {}
     for outcome in sorted(report.verdict.outcomes, key=lambda o: o.test):
@@ -28,7 +28,12 @@ def junit(report: Report) -> str:
     for chapter, outcomes in sorted(by_chapter.items()):
         _suite(root, report, f"{chapter} {all_chapters()[chapter]}", [_case(o, report) for o in outcomes])
     beside = [_beside("conduct", "failure", text) for text in report.verdict.conduct]
+    beside += [_beside("known failures", "failure", text) for text in report.differences]
     beside += [_beside("suite", "error", text) for text in report.verdict.troubles]
+    unreached = [clause for clause, status in report.verdict.clause_status().items() if status == "unreached"]
+    beside += [_beside("suite", "error", f"no check was reached for clause {clause}") for clause in unreached]
+    if report.verdict.interrupted:
+        beside.append(_beside("suite", "error", "the run was interrupted: not everything was judged"))
     if beside:
         _suite(root, report, "the run", beside)
     for count in ("tests", "failures", "errors", "skipped"):
@@ -70,7 +75,7 @@ def _case(outcome: TestOutcome, report: Report) -> ET.Element:
             tag = ET.SubElement(case, "skipped", message=_legal(f"{'known' if known else 'advice'}: {told}"))
         parts = [failure.what, failure.example, f"got       {failure.got}", f"expected  {failure.expected}"]
         if failure.clause:
-            parts += [f"replay    {command}" for command in report.replay(failure.clause, outcome.request)]
+            parts += [f"replay    {command}" for command in outcome.replay(report.subject, failure.clause)]
         tag.text = _legal("\n".join(part for part in parts if part))
     return case
 

@@ -118,12 +118,6 @@ class Report:
     def causes(self) -> list[Cause]:
         return causes(self.verdict, self.diagnosis.explained, self.known)
 
-    def replay(self, clause: str, request: str = "") -> list[str]:
-        """The commands that judge a clause again, and make the same call again."""
-        from spec_tests.report.terminal import Run
-
-        return Run(self.subject, self.profile, self.seed, self.device).replay(clause, request).splitlines()
-
     def to_json(self) -> dict[str, Any]:
         """Everything, as report.schema.json says; `merged` needs the first half only, the rest is for readers."""
         verdict, clauses = self.verdict, clause_facts(self.verdict)

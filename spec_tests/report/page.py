@@ -164,7 +164,7 @@ def _told(report: Report, broken: Broken) -> dict[str, Any]:
         "failure": broken.failure,
         "test": broken.outcome.test,
         "more": broken.more,
-        "replay": report.replay(broken.clause, broken.outcome.request),
+        "replay": broken.outcome.replay(report.subject, broken.clause),
     }
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import pytest
 from rich.console import Console
@@ -34,33 +32,6 @@ _TROUBLE = {
     "open": "without a test yet",
     "deselected": "not selected",
 }
-
-
-@dataclass(frozen=True)
-class Run:
-    """What the user asked for; enough to write the command that replays a failure."""
-
-    subject: str
-    profile: str
-    seed: int | None
-    device: str = "cpu"
-
-    def replay(self, clause: str, request: str = "") -> str:
-        """The command that judges the clause again, and the one that makes the same call again."""
-        again = self._command(clause)
-        if not request or request.startswith("("):
-            return f"{again}\n{request}" if request else again
-        return again + "\n" + shlex.join(["mdnc-spec", "replay", request, "--subject", self.subject])
-
-    def _command(self, clause: str) -> str:
-        parts = ["mdnc-spec", "run", "--subject", self.subject, "--clause", clause]
-        if self.device != "cpu":
-            parts += ["--device", self.device]
-        if self.profile != "default":
-            parts += ["--profile", self.profile]
-        if self.seed is not None:
-            parts += ["--seed", str(self.seed)]
-        return shlex.join(parts)
 
 
 class Live:
@@ -164,11 +135,11 @@ def _also(cause: Cause, rows: int) -> Iterator[Text]:
         yield _block("also", "\n".join([f"{why}:", *lines, *more]))
 
 
-def _show_cause(console: Console, cause: Cause, run: Run, diagnosis: Sequence[Text]) -> None:
+def _show_cause(console: Console, cause: Cause, subject: str, diagnosis: Sequence[Text]) -> None:
     broken = cause.broken
     word, style = ("FAILED", "bold red") if broken.level == "MUST" else ("ADVICE", "bold yellow")
     title = Text.assemble((f"{word} {cause.clause}", style), f" {broken.level}: {all_clauses()[cause.clause].text}")
-    told = list(_story(broken.failure, run.replay(cause.clause, broken.outcome.request)))
+    told = list(_story(broken.failure, "\n".join(broken.outcome.replay(subject, cause.clause))))
     told += _also(cause, ROWS - 2 - sum(map(_rows, (title, *told, *diagnosis))))
     console.print()
     console.print(title)
@@ -205,7 +176,7 @@ def summary(verdict: Verdict) -> str:
 
 def show(
     verdict: Verdict,
-    run: Run,
+    subject: str,
     console: Console,
     diagnosis: Sequence[str] = (),
     known: Compared | None = None,
@@ -238,7 +209,7 @@ def show(
         # The diagnosis is that of the numbers: it stands by the first cause that has any.
         here = told_lines if any(broken.chapter in NUMERIC for broken in cause.all()) else []
         told_lines = [] if here else told_lines
-        _show_cause(console, cause, run, here)
+        _show_cause(console, cause, subject, here)
     if told_lines:
         console.print()
     for line_of_it in told_lines:
@@ -272,4 +243,4 @@ def show(
     status = known.status(verdict) if known is not None else verdict.exit_status()
     style = {CONFORMS: "bold green", BROKEN: "bold red"}.get(status, "bold yellow")
     last = (known.summary(verdict) if known is not None else "") or summary(verdict)
-    console.print(Text(f"{run.subject} {last}", style), soft_wrap=True)
+    console.print(Text(f"{subject} {last}", style), soft_wrap=True)
