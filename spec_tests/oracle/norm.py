@@ -123,10 +123,8 @@ def _inverse(variance: Bounded, inside: float, outside: float, arith: Arith) -> 
     above = variance.bound / np.maximum(root + high, arith.tiny)
     steeper = (relative + below * inverse) / (low + outside)
     flatter = (relative + above * inverse) / (high + outside)
-    bound = np.maximum(steeper, flatter)
-    if not variance.bound.max(initial=0.0) < np.inf:  # not only far off: an overflow may have left no number
-        bound = np.where(variance.bound < np.inf, bound, np.inf)
-    return inverse, bound, steepest
+    # Where the variance may have overflowed, this is no number, and of what follows no claim is made (`Arith.stored`).
+    return inverse, np.maximum(steeper, flatter), steepest
 
 
 def normalize(
