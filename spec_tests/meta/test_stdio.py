@@ -23,9 +23,9 @@ from spec_tests.numeric import Numeric
 from spec_tests.oracle import forward, judge
 from spec_tests.subjects import load_subject
 from spec_tests.subjects.base import AtOnce, Crashed, Refused, SubjectError, zeros
-from spec_tests.subjects.process import STDERR_KEPT, Timeouts, shown
+from spec_tests.subjects.process import STDERR_KEPT, Process, Timeouts, shown
 from spec_tests.subjects.stdio import FAILURES_PER_TEST, StdioSubject
-from spec_tests.subjects.wire import read_message
+from spec_tests.subjects.wire import encode, number, read_message
 
 HERE = Path(__file__).parent
 CONFIG = BlockConfig.of(2, 3, stride=2, normalizer="batch")
@@ -325,3 +325,38 @@ def test_shown() -> None:
     assert shown("plain ± ünïcode\n\tlines") == "plain ± ünïcode\n\tlines"
     assert shown("\x1b[2J\ud800\r") == "\N{REPLACEMENT CHARACTER}[2J" + 2 * "\N{REPLACEMENT CHARACTER}"
     assert shown("x" * 50, 10) == "x" * 10 + "…"
+
+
+# Answers by the header of a request, then reads the rest of it.
+EARLY = """
+import json, os, sys
+
+def exactly(size):
+    data = b""
+    while len(data) < size:
+        part = os.read(0, size - len(data))
+        if not part:
+            sys.exit(1)
+        data += part
+    return data
+
+while True:
+    header = json.loads(exactly(int.from_bytes(exactly(8), "little")))
+    asked = header.pop("__metadata__")
+    if asked["op"] == "stop":
+        sys.exit(0)
+    reply = json.dumps({"__metadata__": {"id": asked["id"]}}).encode()
+    os.write(1, len(reply).to_bytes(8, "little") + reply)
+    exactly(max([tensor["data_offsets"][1] for tensor in header.values()], default=0))
+"""
+
+
+def test_a_port_may_answer_before_it_has_read_all() -> None:
+    """The rest of a request that no pipe holds comes before the next one, and before `stop`."""
+    process = Process([sys.executable, "-c", EARLY])
+    request = encode({"op": "forward"}, {"x": ("F32", np.zeros((1, 8, 200, 200), np.float32))})
+    for count in range(3):
+        sent = number(request, count)
+        header, _, _ = process.exchange(request, "call", 20.0, 1000)
+        assert header.metadata["id"] == sent
+    assert process.stop(encode({"op": "stop"}, {}), 20.0) == ""

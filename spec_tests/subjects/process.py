@@ -100,6 +100,8 @@ class Process:
         # Where in it began what came since the last request was sent.
         self._since = 0
         self._deaf = self._err_ended = False
+        # Of a request that was answered before all of it was read.
+        self._rest = b""
         self._poll = select.poll()
         self._poll.register(self._out, select.POLLIN)
         self._poll.register(self._err, select.POLLIN)
@@ -143,7 +145,7 @@ class Process:
         self._since = len(self._said)
         deadline = time.monotonic() + seconds
         poll = self._poll
-        request = self._write(request)
+        request = self._write(self._behind_rest(request))
         if request:
             poll.register(self._in, select.POLLOUT)
         received, wanted, header, start = bytearray(), wire.HEAD, None, 0
@@ -177,8 +179,9 @@ class Process:
                     if len(received) > wanted:
                         more = received[wanted:]
                         raise self._failure("garbage", f"it wrote {_quoted(more)} behind its reply")
-                    if request:  # it answered before it had read all of it
+                    if request:
                         poll.unregister(self._in)
+                        self._rest = bytes(request)
                     return header, received, start
                 if start == 0:
                     try:
@@ -199,6 +202,11 @@ class Process:
             return self._failure("ended", "it closed its standard input and sent no reply")
         got = f"it stopped after {len(received)} bytes, {_quoted(received)}" if received else "nothing came"
         return self._failure("late", f"no reply within {time_out}; {got}")
+
+    def _behind_rest(self, request: memoryview) -> memoryview:
+        """A request with what is left of the one before it, which the port may still be reading."""
+        rest, self._rest = self._rest, b""
+        return memoryview(rest + request) if rest else request
 
     def _write(self, data: memoryview) -> memoryview:
         """Write what fits; return the rest. Nothing is left to write for a port that closed its input."""
@@ -282,14 +290,21 @@ class Process:
         early = self._read(self._out)
         if early:
             return f"it wrote {_quoted(early)} after its last reply, before it was asked"
-        self._write(memoryview(request))
+        left = self._write(self._behind_rest(memoryview(request)))
         deadline = time.monotonic() + seconds
         poll = select.poll()
+        if left:
+            poll.register(self._in, select.POLLOUT)
         for descriptor in (self._out, *([] if self._err_ended else [self._err])):
             poll.register(descriptor, select.POLLIN)
         received = bytearray()
         while (status := self._popen.poll()) is None and time.monotonic() < deadline:
             for descriptor, _ in poll.poll(10):
+                if descriptor == self._in:
+                    left = self._write(left)
+                    if not left:
+                        poll.unregister(self._in)
+                    continue
                 chunk = self._drain() if descriptor == self._err else self._read(self._out)
                 if chunk == b"":
                     poll.unregister(descriptor)
