@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
 from functools import cache
 from itertools import product
 from typing import Any
@@ -79,7 +81,8 @@ class BadArgument:
 def bad_arguments() -> Iterator[BadArgument]:
     """Every kind of refused argument (clauses 1.2 to 1.16)."""
     number_types: list[Any] = [True, False, 2.0, float("nan"), float("inf"), 1j, "3", "same", b"3", {3}, {3: 3}]
-    number_types += [np.float64(2.0), np.bool_(True)]
+    # `int` takes all of them, and truncates.
+    number_types += [np.float64(2.0), np.bool_(True), Decimal("3.7"), Fraction(7, 2)]
     for argument in ("in_planes", "out_planes"):
         for value in [*number_types, None, (3,), [3, 3]]:
             yield BadArgument(argument, value, "type")

@@ -149,6 +149,14 @@ def test_pairs_are_any_sequence_of_two(subject: Subject, argument: str) -> None:
         with taken("1.13", f"building {what}", Example.of(config)):
             block = subject.build({**base, argument: value})
         equal_entries("1.13", f"state {what}", shapes(block), config.state(), Example.of(config))
+    fitting = {**base, "kernel_size": (1, 3), "padding": (0, 1), "stride": (1, 2), "output_size": (7, 8)}
+    config, shape, given = BlockConfig.of(**fitting), (1, 2, 5, 6), list(fitting[argument])
+    block = subject.build({**fitting, argument: given})
+    given[:] = 3, 3
+    what = f"a call after the list for `{argument}` was changed by its owner"
+    with taken("1.13", what, Example.of(config, shape)):
+        size = block.output_shape(shape)
+    equal("1.13", f"size of the output of {what}", size, config.output_shape(shape), Example.of(config, shape))
     for wrong in ([], [1], [1, 2, 3], (1, 2, 3)):
         arguments = {**base, argument: wrong}
         what = f"building with `{argument}` (={wrong!r})"
@@ -208,9 +216,14 @@ def test_messages_of_refusals(subject: Subject, argument: str) -> None:
         if bad.argument != argument or not subject.expressible(bad.arguments()):
             continue
         message = build_refused(subject, ["1.18"], bad, bad.arguments())
-        for word in (argument, subject.spelled(bad.value), *allowed):
-            what = f"message for `{argument}` (={bad.value!r})"
-            holds("1.18", what, word in message, message, f"a message with {word!r} in it", Example(bad.arguments()))
+        what, example = f"message for `{argument}` (={bad.value!r})", Example(bad.arguments())
+        for word in (argument, *allowed):
+            holds("1.18", what, word in message, message, f"a message with {word!r} in it", example)
+        # Of a pair, the wrong entry says as much as both.
+        entries = bad.value if isinstance(bad.value, (tuple, list)) else ()
+        words = [subject.spelled(value) for value in (bad.value, *entries)]
+        told = any(word in message for word in words)
+        holds("1.18", what, told, message, f"a message with {words[0]!r} in it", example)
 
 
 @pytest.mark.clause("1.11", "1.19", "1.20")

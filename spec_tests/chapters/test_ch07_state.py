@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import combinations, pairwise
+from itertools import combinations, combinations_with_replacement, pairwise
 from typing import Any
 
 import numpy as np
@@ -93,6 +93,26 @@ def constants(config: BlockConfig) -> dict[str, tuple[str, str, float]]:
     return {name: CONSTANTS[key] for name, key in keys.items() if key in CONSTANTS}
 
 
+REPEATED = 6
+"""So many numbers in a row, up to 2^-21 of their range, do not come twice by chance: once in 2^114 pairs of places."""
+
+
+def repetition(one: Array, two: Array, same: bool) -> int | None:
+    """By how many places `two` is `one`, shifted, over all that they have in common; None if it is not.
+
+    Both are of one axis, and uniform on [-1, 1]; of long ones the beginnings are compared.
+    """
+    one, two = one[:200].astype(np.float64), two[:200].astype(np.float64)
+    at, there = np.nonzero(np.abs(one[:, None] - two[None, :]) < 2.0**-21)
+    lags, counts = np.unique(at - there, return_counts=True)
+    lag: int
+    for lag, count in zip(lags.tolist(), counts.tolist(), strict=True):
+        overlap = min(len(one), len(two) + lag) - max(0, lag)
+        if count == overlap >= REPEATED and not (same and lag == 0):
+            return lag
+    return None
+
+
 @pytest.mark.clause("7.4", "7.5", "7.6", "7.7", "7.8")
 @pytest.mark.needs("init")
 @given(arguments=geometries(), seed=st.integers(0, 2**31 - 1))
@@ -139,6 +159,15 @@ def test_values_at_construction(subject: Subject, arguments: dict[str, Any], see
             rows = state[name].reshape(len(state[name]), -1)
             different = len(np.unique(rows, axis=0)) if rows.shape[1] > 1 else len(rows)
             holds("7.7", f"different filters of {name}", different == len(rows), different, f"all {len(rows)}", example)
+        scaled = {
+            name: values * math.sqrt(fan_in[name.rpartition(".")[0]])
+            for name, values in drawn.items()
+            if values.size >= REPEATED
+        }
+        for one, two in combinations_with_replacement(scaled, 2):
+            lag = repetition(scaled[one], scaled[two], one == two)
+            words = f"{one}, shifted by {lag}, repeats itself" if one == two else f"{two}, shifted by {lag}, is {one}"
+            holds("7.7", "the drawn numbers", lag is None, words, "independent ones", example)
         for one, two in combinations([n for n, v in drawn.items() if v.size > 1], 2):
             alike = np.array_equal(drawn[one], drawn[two])
             holds("7.8", f"{one} and {two}", not alike, "equal values", "different values", example)
@@ -202,6 +231,26 @@ def test_seeds(subject: Subject, thin: Thin, normalizer: str) -> None:
             other = subject.build(config.arguments(), seed=seed).state()
             alike = [name for name in drawn if first[name].size > 1 and np.array_equal(first[name], other[name])]
             equal("7.9", f"drawn entries that are the same for the seeds 3 and {seed}", alike, [], example)
+
+
+@pytest.mark.clause("7.7", "7.9")
+@pytest.mark.needs("init", "python")
+@by_norm
+def test_seeds_of_the_next_block(subject: Subject, thin: Thin, normalizer: str) -> None:
+    """A block leaves the generator where its own draws end: the one after it differs from it, and by the seed."""
+    for _, config in thin(enumerated(normalizer=normalizer)):
+        example = Example.of(config)
+        (first, following), (_, other) = (
+            (subject.build(config.arguments(), seed=seed).state(), subject.build(config.arguments()).state())
+            for seed in (3, 4)
+        )
+        drawn = [n for n in config.parameters() if n not in constants(config) and first[n].size > 1]
+        for clause, what, one, two in (
+            ("7.7", "two blocks in a row", first, following),
+            ("7.9", "the second blocks behind the seeds 3 and 4", following, other),
+        ):
+            alike = [name for name in drawn if np.array_equal(one[name], two[name])]
+            equal(clause, f"drawn entries that are the same for {what}", alike, [], example)
 
 
 @pytest.mark.clause("7.10")
@@ -322,6 +371,7 @@ def test_modes(subject: Subject, thin: Thin, normalizer: str) -> None:
             "7.15", "layers of a new block in evaluation", [n for n, t in block.modes().items() if not t], [], example
         )
         for training in (False, True):
-            block.set_mode(training)
+            itself = block.set_mode(training)
+            equal("7.15", f"the switch to training={training} gives the block itself", itself, True, example)
             wrong = [name for name, mode in block.modes().items() if mode != training]
             equal("7.15", f"layers that did not follow to training={training}", wrong, [], example)

@@ -7,12 +7,15 @@ from hypothesis import seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from spec_tests.compare import Example, NonConformance, differing, equal, equal_entries
+from spec_tests.compare import Example, NonConformance, Thin, differing, equal, equal_entries
 from spec_tests.config import NAMED_VALUES
+from spec_tests.enumeration import enumerated
 from spec_tests.numeric import Numeric, count, inspect, inspect_each, named, numerics
 from spec_tests.oracle import Forward, Verdict, vjp
 from spec_tests.seeding import test_seed
 from spec_tests.subjects.base import Block, Crashed, Subject
+
+by_norm = pytest.mark.parametrize("normalizer", NAMED_VALUES["normalizer"])
 
 
 class History(RuleBasedStateMachine):
@@ -83,6 +86,12 @@ class History(RuleBasedStateMachine):
         wrong = differing(self.block.state(), state)
         equal_entries("9.8", "entries that differ from the loaded state", wrong, {}, example)
 
+    @precondition(lambda self: "overwrite" in self.subject.features)
+    @rule(seed=st.integers(0, 9))
+    def overwrite(self, seed: int) -> None:
+        numeric, _ = self._call(seed, True, "block.overwrite(c.state())")
+        self.block.overwrite(numeric.state())
+
     @precondition(lambda self: "copy" in self.subject.features)
     @rule()
     def copy(self) -> None:
@@ -108,8 +117,30 @@ def _bits(block: Block) -> bytes:
 
 
 @pytest.mark.clause("9.8")
+@pytest.mark.needs("overwrite")
+@by_norm
+def test_parameters_changed_in_place(subject: Subject, thin: Thin, normalizer: str) -> None:
+    """A call uses the state as it is, also if nothing was said since the last one, as between an optimizer's steps."""
+    for number, (_, config) in thin(enumerate(enumerated(normalizer=normalizer))):
+        shape = (2, config.in_planes, 4, 5)
+        for training in subject.modes:
+            first, then = (Numeric(config, shape, seed=number + k, training=training) for k in (0, 1))
+            block = first.built(subject)
+            block.forward(first.x(), training)
+            block.overwrite(then.state())
+            steps = [
+                "block.forward(case.x(), case.training)",
+                f"c = Numeric(case.config, case.shape, seed={number + 1}, training={training})",
+                "block.overwrite(c.state()); y = block.forward(c.x(), c.training)",
+            ]
+            run, example = then.expected(), first.script(steps)
+            y = block.forward(then.x(), training)
+            count("9.8", [inspect("9.8", "the output", y, run.y, example, run)])
+
+
+@pytest.mark.clause("9.8")
 @pytest.mark.drawn
-@pytest.mark.parametrize("normalizer", NAMED_VALUES["normalizer"])
+@by_norm
 def test_histories(subject: Subject, request: pytest.FixtureRequest, normalizer: str) -> None:
     """Whatever happened before, a result follows from arguments, state, mode and input."""
     machine = type("History", (History,), {"subject": subject, "normalizer": normalizer})

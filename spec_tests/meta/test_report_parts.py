@@ -195,17 +195,17 @@ def test_no_junit_of_a_run_that_did_not_hold_is_green() -> None:
     passed = Outcome("chapters/test_ch01_x.py::test_1", ("1.1",), "passed", {"1.1": 1})
     held = Verdict([passed], frozenset(["1.1", "1.2"]), frozenset(["1.1"]))
     unreached = replace(held, selected=frozenset(["1.1", "1.2"]))
-    for found, more, counts in (
-        (held, {}, ("0", "0")),
-        (held, {"differences": ("no longer fails, line 3: test_1",), "status": 1}, ("1", "0")),
-        (unreached, {}, ("0", "1")),
-        (replace(held, interrupted=True), {}, ("0", "1")),
-        (replace(held, troubles=["shard 2 of 2 is missing"]), {}, ("0", "1")),
-        (replace(held, conduct=["it had to be killed"]), {}, ("1", "0")),
+    differs = replace(Report(held, "py:a:B", "smoke"), differences=("no longer fails, line 3: test_1",), status=1)
+    for report, counts in (
+        (Report(held, "py:a:B", "smoke"), ("0", "0")),
+        (differs, ("1", "0")),
+        (Report(unreached, "py:a:B", "smoke"), ("0", "1")),
+        (Report(replace(held, interrupted=True), "py:a:B", "smoke"), ("0", "1")),
+        (Report(replace(held, troubles=["shard 2 of 2 is missing"]), "py:a:B", "smoke"), ("0", "1")),
+        (Report(replace(held, conduct=["it had to be killed"]), "py:a:B", "smoke"), ("1", "0")),
     ):
-        report = Report(found, "py:a:B", "smoke", **more)
         root = ET.fromstring(junit(report))
-        assert (root.get("failures"), root.get("errors")) == counts, (found, more)
+        assert (root.get("failures"), root.get("errors")) == counts, report
         assert (counts == ("0", "0")) == (report.exit_status == 0)
 
 

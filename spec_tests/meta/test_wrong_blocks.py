@@ -9,7 +9,7 @@ import pytest
 
 from spec_tests.meta.processes import Ended, mdnc_spec, mdnc_spec_many
 
-MODULES = {chapter: f"spec_tests.meta.{'wrong_blocks' if chapter < '6' else 'wrong_states'}" for chapter in "123578"}
+MODULES = {chapter: f"spec_tests.meta.{'wrong_blocks' if chapter < '6' else 'wrong_states'}" for chapter in "1235789"}
 # The clause that must notice.
 EXPECTED = {
     "StrideTwo": "1.1",
@@ -21,6 +21,8 @@ EXPECTED = {
     "NoneIsNull": "1.15",
     "BoolIsInt": "1.15",
     "FloatTruncated": "1.15",
+    "DecimalTruncated": "1.15",
+    "KeepsTheList": "1.13",
     "AnyCase": "1.16",
     "PaddingClipped": "1.16",
     "UnknownNormIsBatch": "1.16",
@@ -51,6 +53,10 @@ EXPECTED = {
     "NormalInit": "7.7",
     "TiedNorms": "7.8",
     "OwnSeed": "7.9",
+    "SeedsAfterwards": "7.9",
+    "ShiftedStream": "7.7",
+    "TrainGivesNothing": "7.15",
+    "CachedInEvaluation": "9.8",
     "ResetOnLoad": "7.10",
     "LoadNotStrict": "7.11",
     "CopyShares": "7.12",

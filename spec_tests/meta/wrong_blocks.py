@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any, ClassVar
 
 import torch
@@ -73,6 +75,26 @@ class OldOrder(OtherDefault):
 
 class ReluByDefault(OtherDefault):
     default: ClassVar[dict[str, Any]] = {"activator": "relu"}
+
+
+class DecimalTruncated(ArgumentsChanged):
+    """`int` of whatever has a value."""
+
+    def changed(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: int(value) for name, value in given.items() if isinstance(value, (Decimal, Fraction))}
+
+
+class KeepsTheList(Block):
+    """The list that came is used at each call, and it is the caller's."""
+
+    def __init__(self, *positional: Any, **named: Any) -> None:
+        super().__init__(*positional, **named)
+        self.lists = [(given, list(given)) for given in named.values() if isinstance(given, list)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if any(given != before for given, before in self.lists):
+            raise ValueError("the sizes do not fit")
+        return super().forward(x)
 
 
 class AnyCase(ArgumentsChanged):

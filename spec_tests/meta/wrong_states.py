@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mdnc.modules.resnet import BlockBottleneck2d as Block
 
@@ -90,6 +90,63 @@ class OwnSeed(Block):
     def __init__(self, *positional: Any, **named: Any) -> None:
         torch.manual_seed(0)
         super().__init__(*positional, **named)
+
+
+class SeedsAfterwards(Block):
+    """Leaves the generator at one place, whatever the seed: all blocks behind the first are the same."""
+
+    def __init__(self, *positional: Any, **named: Any) -> None:
+        super().__init__(*positional, **named)
+        torch.manual_seed(1234)
+
+
+class ShiftedStream(Block):
+    """A counter-based generator whose streams begin one step apart: each tensor is the one before, shifted."""
+
+    def __init__(self, *positional: Any, **named: Any) -> None:
+        super().__init__(*positional, **named)
+        stream = torch.rand(100_000, generator=torch.Generator().manual_seed(torch.initial_seed()))
+        drawn = [p for conv in layers(self, nn.Conv2d) for p in conv.parameters()]
+        fan_in = [conv.weight[0].numel() for conv in layers(self, nn.Conv2d) for _ in conv.parameters()]
+        with torch.no_grad():
+            for number, (tensor, inputs) in enumerate(zip(drawn, fan_in, strict=True)):
+                values = stream[number : number + tensor.numel()] * 2 - 1
+                tensor.copy_(values.reshape(tensor.shape) / inputs**0.5)
+
+
+class TrainGivesNothing(Block):
+    """`block = Block(…).eval()` is None."""
+
+    def train(self, mode: bool = True) -> Any:
+        super().train(mode)
+
+
+class CachedInEvaluation(Block):
+    """The parameters of the first call in evaluation are kept until the mode changes or a state is loaded."""
+
+    kept: dict[str, Tensor] | None = None
+
+    def train(self, mode: bool = True) -> Any:
+        self.kept = None
+        return super().train(mode)
+
+    def load_state_dict(self, *positional: Any, **named: Any) -> Any:
+        self.kept = None
+        return super().load_state_dict(*positional, **named)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training or torch.is_grad_enabled():
+            return super().forward(x)
+        if self.kept is None:
+            self.kept = {name: value.detach().clone() for name, value in self.state_dict().items()}
+        tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        now = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        for name, tensor in tensors.items():
+            tensor.copy_(self.kept[name])
+        y = super().forward(x)
+        for name, tensor in tensors.items():
+            tensor.copy_(now[name])
+        return y
 
 
 class ResetOnLoad(Block):

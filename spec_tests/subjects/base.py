@@ -143,6 +143,10 @@ class Block(ABC):
         """
         raise NotImplementedError
 
+    def overwrite(self, state: Mapping[str, Array]) -> None:
+        """Write a state into the memory of the block's own, as an optimizer does (feature ``"overwrite"``)."""
+        raise NotImplementedError
+
     def copy(self) -> Block:
         """An independent copy (feature ``"copy"``)."""
         raise NotImplementedError
@@ -159,8 +163,8 @@ class Block(ABC):
         """Whether each layer is in training; the block itself is ``""`` (feature ``"mode"``)."""
         raise NotImplementedError
 
-    def set_mode(self, training: bool) -> None:
-        """Switch between training and evaluation (feature ``"mode"``)."""
+    def set_mode(self, training: bool) -> bool:
+        """Switch between training and evaluation; whether that gives the block itself (feature ``"mode"``)."""
         raise NotImplementedError
 
     def memory(self) -> dict[str, tuple[int, int]]:

@@ -27,7 +27,7 @@ from spec_tests.subjects.staying import staying
 
 FEATURES = frozenset(
     {"copy", "serialize", "convert", "mode", "memory", "summary", "seed", "python", "backward", "init", "train"}
-    | {"float64", "bfloat16", "bitwise", "layout", "output", "constant_input"}
+    | {"float64", "bfloat16", "bitwise", "layout", "output", "constant_input", "overwrite"}
 )
 
 # Where the code of libraries lies: Python's own, what is installed, and of that what calls blocks.
@@ -172,7 +172,10 @@ class TorchBlock(Block):
         return {name: _tensor(value, f"the entry {name!r} of the state") for name, value in state.items()}
 
     def _called(self, given: torch.Tensor, training: bool | None) -> torch.Tensor:
-        self.module.train(training is not False)
+        wanted = training is not False
+        # At a change only: what `train` makes anew at each call would never be out of date.
+        if self.module.training != wanted:
+            self.module.train(wanted)
         with _kernels(self.dtype):
             return _tensor(self.module(given), "the output")
 
@@ -255,6 +258,12 @@ class TorchBlock(Block):
             except RuntimeError as error:  # torch's own way to refuse a state
                 raise Refused("", _words(error), self.code, _where(error)) from error
 
+    def overwrite(self, state: Mapping[str, Array]) -> None:
+        tensors = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
+        with _translated(self.code), torch.no_grad():
+            for name, tensor in tensors.items():
+                tensor.copy_(torch.from_numpy(np.array(state[name])))
+
     def _derived(self, make: Callable[[], Any], doing: str, dtype: torch.dtype | None = None) -> TorchBlock:
         with _translated(f"{self.code}, {doing}"):
             return TorchBlock(_module(make(), "what that gives"), self.code, dtype or self.dtype, self.device)
@@ -273,9 +282,9 @@ class TorchBlock(Block):
         with _translated(self.code):
             return {name: module.training for name, module in self.module.named_modules()}
 
-    def set_mode(self, training: bool) -> None:
+    def set_mode(self, training: bool) -> bool:
         with _translated(f"{self.code}, train({training})"):
-            self.module.train(training)
+            return self.module.train(training) is self.module
 
     def memory(self) -> dict[str, tuple[int, int]]:
         with _translated(self.code):
