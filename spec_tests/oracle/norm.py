@@ -207,6 +207,8 @@ def normalize_vjp(
             # r^3 may be flushed to zero before it meets terms as large as these.
             core_bound = core_bound + arith.tiny * cancelling * reach / steepest
             terms = terms + steepest * reach * (np.abs(slope) + wrong)
+            # In the form c dy + d x + e, with d = r^3 mean(dy (x - mu)), the second term may overflow.
+            core_bound = arith.claimed(core_bound, steepest**2 * np.maximum(steepest, 1.0) * cancelling * reach)
 
     dx = inverse * core
     bound = steepest * (core_bound + arith.gamma(10) * terms) + saved.inverse_bound * np.abs(core)

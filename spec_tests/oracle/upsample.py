@@ -4,7 +4,8 @@ On an axis from L to U, element i is (1 - l) x[m] + l x[m + 1] with t = i (L - 1
 m = floor(t), l = t - m. As a matrix, y = R x C^T with R (U1, H) for the rows and C (U2, W) for the columns.
 
 Errors: an implementation computes t in floating point, four roundings at most, so that the weights are off
-by up to 4 u t and a whole t may fall to the neighbour; the weights and sums round ten times at most.
+by up to 4 u t and a whole t may fall to the neighbour; the weights and sums round ten times at most. Coordinates of a
+coarser type than the sums leave weights of that type, so that 1 - l is rounded once more there.
 """
 
 from __future__ import annotations
@@ -35,8 +36,11 @@ class Axis:
 
 
 @lru_cache(maxsize=4096)
-def aligned_corners(length: int, target: int, roundoff: float) -> Axis:
-    """The weights of clause 4.14 along an axis from `length` to `target`, exact up to one rounding."""
+def aligned_corners(length: int, target: int, roundoff: float, coarse: float = 0.0) -> Axis:
+    """The weights of clause 4.14 along an axis from `length` to `target`, exact up to one rounding.
+
+    `roundoff` is that of the coordinates, `coarse` the same where their type is coarser than that of the sums.
+    """
     weight, doubt = np.zeros((target, length)), np.zeros((target, length))
     for i in range(target):
         m, rest = divmod(i * (length - 1), target - 1) if target > 1 else (0, 0)
@@ -45,7 +49,7 @@ def aligned_corners(length: int, target: int, roundoff: float) -> Axis:
         if rest:
             weight[i, m + 1] = part
 
-        error = COORDINATE_ROUNDINGS * roundoff * (m + part)
+        error = COORDINATE_ROUNDINGS * roundoff * (m + part) + (coarse * (1 - part) if rest else 0.0)
         if error > 0:
             doubt[i, max(m - (part <= error), 0) : m + 2 + (part + error >= 1)] = error
     return Axis(weight, doubt)
@@ -78,7 +82,8 @@ def resample_vjp(rows: Axis, cols: Axis, dy: Bounded, arith: Arith) -> Bounded:
 
 def axes(length: Pair, target: Pair, arith: Arith) -> tuple[Axis, Axis]:
     """The two maps from (H, W) to `target`."""
+    coarse = arith.coordinate if arith.coordinate > arith.u else 0.0
     return (
-        aligned_corners(length[0], target[0], arith.coordinate),
-        aligned_corners(length[1], target[1], arith.coordinate),
+        aligned_corners(length[0], target[0], arith.coordinate, coarse),
+        aligned_corners(length[1], target[1], arith.coordinate, coarse),
     )

@@ -1,0 +1,49 @@
+"""Bounds where numbers are far from usual: coordinates coarser than the sums, intermediate results that overflow."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from spec_tests.oracle.bounds import FLOAT32, FLOAT64, Bounded
+from spec_tests.oracle.norm import moments, normalize, normalize_vjp
+from spec_tests.oracle.upsample import axes, resample
+
+F = np.float32
+
+
+def test_up_sampling_in_float64_with_coordinates_in_float32() -> None:
+    """Every number is within its bound, and the worst is near a half of it."""
+    worst = 0.0
+    rng = np.random.default_rng(0)
+    for length in range(1, 8):
+        for target in range(1, 40):
+            x = rng.standard_normal(length)
+            expected = resample(
+                Bounded.exact(x.reshape(1, 1, -1, 1)), *axes((length, 1), (target, 1), FLOAT64), FLOAT64
+            )
+            step = F(length - 1) / F(max(target - 1, 1))
+            for i in range(target):
+                t = F(i) * step
+                m = min(int(t), length - 1)
+                part = F(t - F(m))
+                y = float(F(1) - part) * x[m] + float(part) * x[min(m + 1, length - 1)]
+                error, bound = abs(y - expected.value[0, 0, i, 0]), expected.bound[0, 0, i, 0]
+                assert error <= bound, (length, target, i)
+                worst = max(worst, error / bound)
+    assert worst > 0.4
+
+
+def test_the_gradient_of_a_norm_whose_terms_overflow() -> None:
+    """In the form c dy + d x + e, the second term is infinite: no claim. Where it is not, the claim stands."""
+    one, rng = np.ones((1, 1, 1)), np.random.default_rng(1)
+    noise, dy = rng.standard_normal((2, 1, 1, 1, 8))
+    dy *= 4096
+    for size, claimed in ((1e6, True), (3e18, False)):
+        x = Bounded.exact((size * (1 + 1e-7 * noise)).astype(F))
+        _, saved = normalize(x, one, 0 * one, 1e-5, moments(x, (2, 3), FLOAT32), FLOAT32)
+        dx = normalize_vjp(saved, one, Bounded.exact(dy.astype(F)), FLOAT32)
+        assert np.isfinite(dx.bound).all() == claimed
+        r = F(1) / np.sqrt(F(1e-5))  # of a one-pass variance, clipped at 0
+        centred = x.value.astype(F) - F(size)
+        with np.errstate(over="ignore"):
+            assert np.isfinite(r**3 * np.mean(dy.astype(F) * centred, dtype=F) * F(size)) == claimed
