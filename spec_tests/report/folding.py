@@ -192,4 +192,6 @@ def _times(ratio: float) -> str:
 
 
 def _capital(text: str) -> str:
-    return text[:1].upper() + (text[1:] if len(text) <= 100 else f"{text[1:99]}…")
+    cut = text if len(text) <= 100 else f"{text[:99]}…"
+    # Names of tensors stay as they are.
+    return cut if re.match(r"\w*[._\d]", cut) else cut[:1].upper() + cut[1:]
