@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pytest
 
 from spec_tests.chapters.test_ch09_invariances import layouts
 from spec_tests.config import BlockConfig
-from spec_tests.meta.processes import ROOT, Ended, environment, python, run_arguments
+from spec_tests.meta.processes import ROOT, Ended, environment, loaded, python, run_arguments
 from spec_tests.numeric import Numeric
 from spec_tests.subjects import REFERENCE, load_subject
 from spec_tests.subjects.base import Crashed, SubjectError
@@ -325,3 +326,23 @@ def test_the_benchmark_compares_the_ways_of_a_device(tmp_path: Path) -> None:
     assert ended.status == 0, ended.out + ended.err
     for way in ("eager", "channels_last", "compiled"):
         assert way in ended.out
+
+
+def run_benchmark(device: str) -> int:
+    with loaded(ROOT / "tools" / "benchmark_device.py") as tool:
+        status: int = tool.run(argparse.Namespace(device=device, threads=1, quick=True, match="none of them"))
+    return status
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_the_benchmark_of_a_device_without_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_benchmark("meta") == 2
+    assert "--device meta cannot be used by torch" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_the_benchmark_waits_for_its_own_device(two_gpus: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Timers wait for the current one."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", str)
+    assert run_benchmark("cuda:1") == 0
+    assert [torch.device("cuda:1")] == two_gpus

@@ -235,8 +235,9 @@ def test_bfloat16_is_not_computed_by_onednn(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setitem(globals(), "BlockBottleneck2d", Watched)
     config = BlockConfig.of(2, 3)
+    state, x, dy = drawn(config, (2, 2, 4, 5), 1, "bfloat16")
     for dtype in (torch.bfloat16, torch.float32):
-        run_torch(config, *drawn(config, (2, 2, 4, 5), 1, "bfloat16"), True, dtype)
+        run_torch(config, state, x, dy, True, dtype)
     assert settings == [False, False, before, before]
 
 
