@@ -216,6 +216,10 @@ def test_an_operation_without_a_repeatable_algorithm(call: str, recwarn: pytest.
     class Puts(torch.nn.Identity):  # type: ignore[misc]
         weight = torch.ones(1)  # torchsummary cannot tell of no parameter at all
 
+        def __init__(self) -> None:
+            super().__init__()
+            torch.zeros(1).put_(torch.tensor([0]), torch.tensor([1.0]))
+
         def forward(self, x: Any) -> Any:
             first = torch.tensor([0])
             y = x.clone().put_(first, torch.tensor([5.0]))
@@ -223,8 +227,7 @@ def test_an_operation_without_a_repeatable_algorithm(call: str, recwarn: pytest.
                 y.register_hook(lambda dy: dy.clone().put_(first, torch.tensor([7.0])))
             return y
 
-    in_process._prepare("py:a:Block", "cuda")
-    block = in_process.TorchBlock(Puts(), "Puts()", device="cpu:0")
+    block = built(Puts, "cpu:0")
     if call == "forward":
         assert block.forward(X.copy())[0, 0, 0, 0] == 5
     elif call == "backward":

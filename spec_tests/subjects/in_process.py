@@ -387,7 +387,7 @@ class TorchSubject(Subject):
         if seed is not None:
             torch.manual_seed(seed)
         wanted: torch.dtype = getattr(torch, dtype)
-        with _translated(code):
+        with _translated(code), _unalarmed(self.device):
             module = _module(self.factory(*positional, **arguments), "what the constructor gives")
             if wanted == torch.float32 and self.device == "cpu":
                 return TorchBlock(module, code)
