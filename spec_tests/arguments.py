@@ -83,7 +83,7 @@ def _seconds(text: str) -> float:
 
 
 def _device(text: str) -> str:
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
+    if not re.fullmatch(r"cpu|cuda(:(0|[1-9]\d*))?", text):
         raise argparse.ArgumentTypeError(f"{text!r} must be cpu, cuda or cuda:N")
     return text
 
@@ -181,8 +181,8 @@ def parser() -> argparse.ArgumentParser:
         default="cpu",
         type=_device,
         metavar="DEVICE",
-        help="where a torch class computes: cpu (the default), cuda or cuda:1; on a GPU in deterministic algorithms, "
-        "and with products in TF32 if torch's settings say so, which is flagged",
+        help="where a torch class computes: cpu (the default), cuda or cuda:1; on a GPU in deterministic algorithms "
+        "where torch has them, and with products in TF32 if its settings say so, which is flagged",
     )
     run.add_argument(
         "--requests",

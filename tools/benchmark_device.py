@@ -59,7 +59,9 @@ def run(options: argparse.Namespace) -> int:
     """Print the table; 2 if torch cannot use the device."""
     console = Console(width=None if sys.stdout.isatty() else 120)
     try:
-        torch.empty(1, device=options.device)
+        torch.ones(1, device=options.device).item()
+        if options.device.startswith("cuda:"):  # the timer waits for the current one
+            torch.cuda.set_device(torch.device(options.device))
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         print(f"--device {options.device} cannot be used by torch {torch.__version__}: {reason}", file=sys.stderr)

@@ -8,7 +8,8 @@ An example is a random configuration, state, input and gradient (spec_tests/gene
 or evaluation; outputs, gradients and statistics are judged, for half precision outputs only. The table
 shows for each implementation the largest |error| / bound of outputs, gradients and statistics, and the
 median of an example's largest. A ratio above 1 is a violation: then the bounds are wrong (or the
-implementation is), the example is printed with its seed, and the exit status is 1.
+implementation is), the example is printed with its seed, and the exit status is 1. It is 2 where no
+example is judged.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -38,6 +39,7 @@ from spec_tests.config import BlockConfig
 from spec_tests.faults.controls import folded
 from spec_tests.generators import INPUT_KINDS, STATE_KINDS, draw_case, draw_input, draw_state, representable
 from spec_tests.oracle import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, TF32, Arith, Bounded, forward, judge, vjp
+from spec_tests.subjects.in_process import own_kernels
 from tools import command_line
 from tools.numpy_blocks import ALGORITHMS, TF32_PRODUCTS
 
@@ -149,15 +151,17 @@ def run_torch(
     layout: Any = torch.contiguous_format,
     wrap: Callable[[Any], Any] = lambda block: block,
 ) -> Arrays:
-    """The reference block, as it is or wrapped."""
+    """The reference block, as it is or wrapped; in bfloat16 by the kernels by which torch classes are judged."""
     block: Any = BlockBottleneck2d(**config.arguments()).to(dtype)
     block.load_state_dict({name: torch.from_numpy(np.array(entry)) for name, entry in state.items()})
     block = block.train(training).to(memory_format=layout)
     tensor = torch.from_numpy(x).to(dtype).contiguous(memory_format=layout).requires_grad_(backward)
-    y = wrap(block)(tensor)
+    with own_kernels(dtype):
+        y = wrap(block)(tensor)
+        if backward:
+            y.backward(torch.from_numpy(dy).to(dtype))
     found = {"y": y, **dict(block.named_buffers())}
     if backward:
-        y.backward(torch.from_numpy(dy).to(dtype))
         found["dx"] = tensor.grad
         found |= {f"grad {name}": p.grad for name, p in block.named_parameters()}
     return {name: t.detach().double().numpy() for name, t in found.items()}
@@ -268,19 +272,21 @@ def show(tallies: Mapping[str, Tally], console: Console) -> None:
         table.add_column(heading, justify="right")
     for name, tally in tallies.items():
         largest = [f"{tally.largest[g]:.3f}" if g in tally.largest else "-" for g in ("y", "gradients", "statistics")]
-        row = [f"{tally.examples:,}", str(len(tally.violations)), *largest, f"{median(tally.ratios):.3f}"]
-        vacuous = (tally.vacuous_outputs / tally.outputs, tally.vacuous / tally.tensors)
-        table.add_row(name, *row, *(f"{share:.1%}" for share in vacuous))
+        rest = ["-"] * 3
+        if tally.examples:
+            vacuous = (tally.vacuous_outputs / tally.outputs, tally.vacuous / tally.tensors)
+            rest = [f"{median(tally.ratios):.3f}", *(f"{share:.1%}" for share in vacuous)]
+        table.add_row(name, f"{tally.examples:,}", str(len(tally.violations)), *largest, *rest)
     console.print(table)
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--examples", type=int, default=DEFAULT_EXAMPLES, help="for each implementation (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the examples (%(default)s)")
     parser.add_argument("--first", type=int, default=0, help="number of the first example, to repeat one (%(default)s)")
     parser.add_argument("-k", default="", metavar="NAME", help="only implementations whose name contains this")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.examples < 1:
         parser.error(f"--examples (={options.examples}) must be at least 1")
 
@@ -298,14 +304,14 @@ def main() -> int:
         numbers = range(options.first, options.first + options.examples)
         for number in track(numbers, implementation.name, console=console, transient=True):
             examine(implementation, options.seed, number, tally)
-    if not tallies:
-        return 0
+    examples = sum(tally.examples for tally in tallies.values())
+    if not examples:
+        parser.error(f"no example is judged of {'; '.join(i.name for i in chosen)}")
     show(tallies, console)
 
     violations = [text for tally in tallies.values() for text in tally.violations]
     for text in violations[:20]:
         console.print(text, markup=False, highlight=False)
-    examples = sum(tally.examples for tally in tallies.values())
     console.print(f"{examples:,} examples of {len(tallies)} implementations, {len(violations)} violations")
     return 1 if violations else 0
 

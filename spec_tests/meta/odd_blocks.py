@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 from collections.abc import Callable
@@ -158,6 +159,40 @@ class GivesTwo(Block):
 
     def forward(self, x: Tensor) -> Any:
         return super().forward(x), x
+
+
+class WritesIntoDy(Block):
+    """As an activation does that works in place on the way back."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x).clone()
+        if y.requires_grad:
+            y.register_hook(lambda dy: dy if 0 in dy.stride() else dy.mul_(2).div(2))  # type: ignore[no-untyped-call]
+        return y
+
+
+class RepeatsOnce(Block):
+    """Of an input whose memory holds one sample for all, only the first is right."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        repeated = len(x) > 1 and x.stride(0) == 0
+        return torch.cat((y[:1], torch.zeros_like(y[1:]))) if repeated else y
+
+
+class OneScale(Block):
+    """The scales of two norms lie in the same memory."""
+
+    def __init__(self, *positional: Any, **named: Any) -> None:
+        super().__init__(*positional, **named)
+        norms = [layer for layer in self.modules() if isinstance(getattr(layer, "num_features", None), int)]
+        for one, two in itertools.pairwise(norms):
+            if (
+                isinstance(one.weight, Tensor)
+                and isinstance(two.weight, Tensor)
+                and one.weight.shape == two.weight.shape
+            ):
+                two.weight.data = one.weight.data
 
 
 CLASSES = {name: _gives(change) for name, (change, _) in OUTPUTS.items()}

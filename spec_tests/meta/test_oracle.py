@@ -36,6 +36,7 @@ from spec_tests.oracle import (
 from spec_tests.oracle.conv import convolve
 from spec_tests.oracle.norm import given_moments, moments, normalize
 from spec_tests.oracle.upsample import aligned_corners, resample
+from spec_tests.subjects.in_process import own_kernels
 
 # FLOAT64 allows coordinates in float32, torch has them in float64.
 EXACT = replace(FLOAT64, coordinate=FLOAT64.u)
@@ -58,10 +59,12 @@ def run_torch(
     block.load_state_dict({name: torch.from_numpy(np.array(entry)) for name, entry in state.items()})
     block.train(training)
     tensor = torch.from_numpy(np.array(x)).to(dtype).requires_grad_()
-    y = block(tensor)
+    with own_kernels(dtype):
+        y = block(tensor)
+        if dy is not None:
+            y.backward(torch.from_numpy(np.array(dy)).to(dtype))
     found = {"y": y}
     if dy is not None:
-        y.backward(torch.from_numpy(np.array(dy)).to(dtype))
         found["dx"] = tensor.grad
         found |= {f"grad {name}": p.grad for name, p in block.named_parameters()}
     found |= dict(block.named_buffers())
@@ -217,6 +220,25 @@ def test_a_lower_precision_lies_outside() -> None:
     half = run_torch(config, state, x, None, True, torch.bfloat16)["y"]
     assert judge(half, forward(config, state, x, training=True, arith=BFLOAT16).y).ok
     assert not judge(half, forward(config, state, x, training=True, arith=FLOAT32).y).ok
+
+
+def test_bfloat16_is_not_computed_by_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose convolutions are wrong there on some processors: `run_torch` stands for correct implementations."""
+    settings, before = [], torch.backends.mkldnn.enabled
+
+    class Watched(BlockBottleneck2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            settings.append(torch.backends.mkldnn.enabled)
+            y = super().forward(x)
+            y.register_hook(lambda _: settings.append(torch.backends.mkldnn.enabled))  # type: ignore[no-untyped-call]
+            return y
+
+    monkeypatch.setitem(globals(), "BlockBottleneck2d", Watched)
+    config = BlockConfig.of(2, 3)
+    state, x, dy = drawn(config, (2, 2, 4, 5), 1, "bfloat16")
+    for dtype in (torch.bfloat16, torch.float32):
+        run_torch(config, state, x, dy, True, dtype)
+    assert settings == [False, False, before, before]
 
 
 def test_strict_is_within_lenient_and_tf32_beyond() -> None:

@@ -26,6 +26,7 @@ from spec_tests.meta.reference_cases import (
     same,
     same_step,
 )
+from spec_tests.subjects.in_process import own_kernels
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -230,12 +231,13 @@ def test_channels_last_changes_no_value_and_stays(name: str) -> None:
 @representative
 def test_autocast_computes_in_bfloat16(name: str) -> None:
     block, hand = build(name), by_hand(REPRESENTATIVE[name])
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with own_kernels(torch.bfloat16), torch.autocast("cpu", dtype=torch.bfloat16):
         y, expected = block(draw()), hand(draw())
     assert y.dtype == expected.dtype
     assert torch.equal(y, expected)
     assert close(y, build(name)(draw()), 0.1)
-    y.float().square().sum().backward()
+    with own_kernels(torch.bfloat16):
+        y.float().square().sum().backward()
     assert all(p.dtype == torch.float32 and p.grad is not None and p.grad.isfinite().all() for p in block.parameters())
 
 
@@ -244,10 +246,11 @@ def test_autocast_computes_in_bfloat16(name: str) -> None:
 def test_other_floating_point_types(name: str, dtype: torch.dtype, tolerance: float) -> None:
     block = build(name).to(dtype)
     x = draw(dtype=dtype).requires_grad_()
-    y = block(x)
+    with own_kernels(dtype):
+        y = block(x)
+        y.sum().backward()
     assert y.dtype == dtype
     assert close(y, build(name)(draw()), tolerance)
-    y.sum().backward()
     assert all(p.grad is not None and p.grad.dtype == dtype and p.grad.isfinite().all() for p in block.parameters())
 
 

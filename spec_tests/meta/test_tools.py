@@ -117,6 +117,66 @@ def test_the_list_of_mutants_must_be_one(
     assert "mutants.csv is no list of mutants: KeyError: 'function'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["--examples", "1", "-k", "folded"], 2, "no example is judged of torch, norms folded"),
+        (["--examples", "0"], 2, "--examples (=0) must be at least 1"),
+        (["-k", "fortran"], 2, "no implementation's name contains 'fortran'"),
+        (["--examples", "1", "-k", "torch"], 0, ""),
+    ],
+)
+def test_soundness_of_no_example(
+    arguments: list[str], status: int, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing that was judged is no success; beside others, an implementation without an example has a row."""
+    pytest.importorskip("torch")
+    with loaded(TOOLS / "soundness.py") as tool:
+        chosen = [i for i in tool.implementations() if i.name in ("torch float32", "torch, norms folded")]
+        monkeypatch.setattr(tool, "implementations", lambda: chosen)
+        try:
+            found = tool.main(arguments)
+        except SystemExit as error:
+            found = error.code
+    out, err = capsys.readouterr()
+    assert found == status, out + err
+    assert words in err
+    assert ("norms folded" in out and "1 examples of" in out) == (status == 0)
+
+
+def test_soundness_where_the_compiler_does_not_work(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch")
+    with loaded(TOOLS / "soundness.py") as tool:
+        monkeypatch.setattr(tool, "compiler_problem", lambda: "no compiler")
+        with pytest.raises(SystemExit) as ended:
+            tool.main(["-k", "compiled"])
+    assert ended.value.code == 2
+    out, err = capsys.readouterr()
+    assert "torch compiled is skipped: no compiler" in out
+    assert "no example is judged of torch compiled" in err
+
+
+def test_soundness_takes_no_kernels_of_onednn_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its convolutions are wrong there on some processors, and not the bounds."""
+    torch = pytest.importorskip("torch")
+    with loaded(TOOLS / "soundness.py") as tool:
+        settings, before = {}, torch.backends.mkldnn.enabled
+        block = tool.BlockBottleneck2d
+
+        class Watched(block):  # type: ignore[valid-type, misc]
+            def forward(self, x: object) -> object:
+                settings[x.dtype] = torch.backends.mkldnn.enabled  # type: ignore[attr-defined]
+                return super().forward(x)
+
+        monkeypatch.setattr(tool, "BlockBottleneck2d", Watched)
+        for implementation in tool.implementations():
+            if implementation.name in ("torch float32", "torch bfloat16"):
+                implementation.run(*tool.Example(0, 0, implementation.form, 0).draw()[:5])
+    assert settings == {torch.float32: before, torch.bfloat16: False}
+
+
 # ------------------------------------------------------------------ how they end
 
 

@@ -10,6 +10,7 @@ import pickle
 import sys
 import sysconfig
 import traceback
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -45,8 +46,10 @@ def _not_compiled() -> Any:
 
 
 @contextmanager
-def _kernels(dtype: torch.dtype) -> Iterator[None]:
-    """The block is judged, not oneDNN, which is no part of it.
+def own_kernels(dtype: torch.dtype) -> Iterator[None]:
+    """In bfloat16 torch's own kernels compute: the block is judged, not oneDNN, which is no part of it.
+
+    A backward pass chooses its kernels anew.
 
     The convolutions of oneDNN in bfloat16, as torch 2.13 calls them, read memory that they did not write on some
     processors: for x of shape (2, 5, 6, 1) and w of shape (5, 5, 1, 3), conv2d(x, w, stride=(1, 3), padding=(0, 1))
@@ -59,6 +62,21 @@ def _kernels(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         onednn.enabled = before
+
+
+# Of an operation, and of cuBLAS where the environment chose its workspace.
+_NOT_REPEATABLE = r"(?s).*(does not have a deterministic implementation|CUBLAS_WORKSPACE_CONFIG)"
+
+
+@contextmanager
+def _unalarmed(device: str) -> Iterator[None]:
+    """What torch cannot repeat on a device is no news, nor an error where warnings are: clauses look at the bits."""
+    if device == "cpu":
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", _NOT_REPEATABLE)
+        yield
 
 
 class _Unfit(Exception):
@@ -134,6 +152,8 @@ def _array(value: object, what: str) -> Array:
         # NumPy has no bfloat16; float32 holds every bfloat16 number exactly.
         plain = tensor.to(torch.float32) if tensor.dtype == torch.bfloat16 else tensor
         array: Array = plain.cpu().numpy().copy()
+    except torch.AcceleratorError:  # what went wrong in a kernel is told at the next copy
+        raise
     except (TypeError, RuntimeError) as error:  # sparse, quantized, without memory, of a type of torch's own
         kind = f"{tensor.layout}, {tensor.dtype}, on {tensor.device}"
         raise _Unfit(f"{what} is no array of numbers in memory: {kind}") from error
@@ -145,22 +165,48 @@ def _place(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
+def _copied(x: Array, device: str, dtype: torch.dtype) -> torch.Tensor:
+    """A copy of `x` that lies in its memory as `x` does: `to` makes strided and expanded views dense."""
+    tensor = torch.from_numpy(x)
+    size = 1 + sum((n - 1) * step for n, step in zip(x.shape, tensor.stride(), strict=True)) if x.size else 0
+    memory = tensor.as_strided((size,), (1,)).to(device, dtype, copy=True)
+    return memory.as_strided(x.shape, tensor.stride())
+
+
+def _spans(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, int]]:
+    return {name: (t.data_ptr(), t.numel() * t.element_size()) for name, t in state.items()}
+
+
 class TorchBlock(Block):
-    def __init__(self, module: nn.Module, code: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
-        self.module, self.code, self.dtype, self.device = module, code, dtype, device
+    """A module; `spans`, if given, is what `memory` tells: where the constructor put what was moved then."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        code: str,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+        spans: dict[str, tuple[int, int]] | None = None,
+    ) -> None:
+        self.module, self.code, self.dtype, self.device, self.spans = module, code, dtype, device, spans
 
     def _tensor(self, x: Array) -> torch.Tensor:
         """`x` without a copy where its type and the device allow it, so that a write into it is seen."""
         tensor = torch.from_numpy(x)
-        cast = self.dtype == torch.bfloat16 and tensor.is_floating_point()
-        return tensor.to(self.device, self.dtype if cast else tensor.dtype)
+        dtype = torch.bfloat16 if self.dtype == torch.bfloat16 and tensor.is_floating_point() else tensor.dtype
+        return tensor if self.device == "cpu" and dtype == tensor.dtype else _copied(x, self.device, dtype)
 
-    def _write_back(self, given: torch.Tensor, x: Array) -> None:
-        """Show in `x` what a call on another device wrote into its copy."""
-        if self.device == "cpu":
-            return
-        if not np.array_equal(found := _array(given, "x").astype(x.dtype), x, equal_nan=True):
-            np.copyto(x, found)
+    @contextmanager
+    def _given(self, *arrays: Array) -> Iterator[list[torch.Tensor]]:
+        """The arrays as tensors; what a call writes into those that are copies is shown in the arrays behind it."""
+        tensors = [self._tensor(x) for x in arrays]
+        yield tensors
+        for x, tensor in zip(arrays, tensors, strict=True):
+            if self.device == "cpu" and tensor.dtype != torch.bfloat16:
+                continue
+            found = _array(tensor, "what the block was given").astype(x.dtype)
+            if not np.array_equal(found, x, equal_nan=True):
+                np.copyto(x, found)
 
     def _state(self) -> dict[str, torch.Tensor]:
         """What `state_dict` gives. Raises _Unfit unless that is tensors by name."""
@@ -176,7 +222,7 @@ class TorchBlock(Block):
         # At a change only: what `train` makes anew at each call would never be out of date.
         if self.module.training != wanted:
             self.module.train(wanted)
-        with _kernels(self.dtype):
+        with own_kernels(self.dtype), _unalarmed(self.device):
             return _tensor(self.module(given), "the output")
 
     def entries(self) -> dict[str, Entry]:
@@ -200,33 +246,32 @@ class TorchBlock(Block):
         return found
 
     def forward(self, x: Array, training: bool | None = None) -> Array:
-        with _translated(f"{self.code}, called with {x.dtype} {x.shape}"), torch.no_grad():
-            y = _array(self._called(given := self._tensor(x), training), "the output")
-            self._write_back(given, x)
-        return y
+        doing = f"{self.code}, called with {x.dtype} {x.shape}"
+        with _translated(doing), torch.no_grad(), self._given(x) as (given,):
+            return _array(self._called(given, training), "the output")
 
     def backward(self, x: Array, dy: Array, training: bool | None = None) -> Gradients:
-        given = self._tensor(x).requires_grad_()
-        y, found = self._differentiated(given, dy, training)
-        if given.grad is None:
+        y, dx, found = self._differentiated(x, dy, training, True)
+        if dx is None:
             raise Crashed("the input received no gradient", self.code)
         with _translated(self.code):
-            self._write_back(given, x)
-            return Gradients(_array(given.grad, "the gradient of the input"), found, _array(y, "the output"))
+            return Gradients(_array(dx, "the gradient of the input"), found, _array(y, "the output"))
 
     def parameter_gradients(self, x: Array, dy: Array, training: bool | None = None) -> dict[str, Array]:
-        return self._differentiated(self._tensor(x), dy, training)[1]
+        return self._differentiated(x, dy, training, False)[2]
 
     def _differentiated(
-        self, given: torch.Tensor, dy: Array, training: bool | None
-    ) -> tuple[torch.Tensor, dict[str, Array]]:
-        """The output, and the gradients of the parameters that received one."""
-        with _translated(f"{self.code}, called with {given.dtype} {tuple(given.shape)} and differentiated"):
+        self, x: Array, dy: Array, training: bool | None, of_input: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, Array]]:
+        """The output, the gradient of the input if wanted, and those of the parameters that received one."""
+        doing = f"{self.code}, called with {x.dtype} {x.shape} and differentiated"
+        with _translated(doing), self._given(x, dy) as (given, arriving):
             self.module.zero_grad(set_to_none=True)
-            y = self._called(given, training)
-            y.backward(self._tensor(dy))  # type: ignore[no-untyped-call]
+            y = self._called(given.requires_grad_(of_input), training)
+            with own_kernels(self.dtype), _unalarmed(self.device):
+                y.backward(arriving)  # type: ignore[no-untyped-call]
             found = {name: p.grad for name, p in self.module.named_parameters() if p.grad is not None}
-            return y, {name: _array(grad, f"the gradient of {name}") for name, grad in found.items()}
+            return y, given.grad, {name: _array(grad, f"the gradient of {name}") for name, grad in found.items()}
 
     def result_dtype(self, x: Array, training: bool | None = None) -> str:
         with _translated(self.code), torch.no_grad():
@@ -288,14 +333,15 @@ class TorchBlock(Block):
 
     def memory(self) -> dict[str, tuple[int, int]]:
         with _translated(self.code):
-            return {name: (t.data_ptr(), t.numel() * t.element_size()) for name, t in self._state().items()}
+            return _spans(self._state()) if self.spans is None else self.spans
 
     def summary(self, shape: Sequence[int]) -> str:
         import torchsummary
 
         printed = io.StringIO()
         told = contextlib.redirect_stdout(printed)
-        with _translated(f"{self.code}, torchsummary"), told, torch.no_grad(), _not_compiled():
+        quiet = _unalarmed(self.device)
+        with _translated(f"{self.code}, torchsummary"), told, quiet, torch.no_grad(), _not_compiled():
             # torchsummary leaves out the model that it is given; in a Sequential the block has its row.
             torchsummary.summary(nn.Sequential(self.module), tuple(shape), device=self.device.partition(":")[0])
         own = type(self.module).__name__
@@ -309,14 +355,24 @@ class TorchBlock(Block):
         )
 
 
-def _prepare(designator: str, device: torch.device) -> None:
-    """Check that torch can use the device, and choose algorithms that repeat: clauses compare calls bit for bit."""
-    number = torch.cuda.device_count()
-    if not torch.cuda.is_available() or (device.index or 0) >= number:
+def _prepare(designator: str, device: str) -> None:
+    """Make `device` torch's current one, and choose algorithms that repeat where there are: clauses compare bits.
+
+    Raises SubjectError if torch cannot compute there.
+    """
+    number, index = torch.cuda.device_count(), int(device.partition(":")[2] or 0)
+    if not torch.cuda.is_available() or index >= number:
         found = f"torch {torch.__version__} finds {number or 'no'} CUDA device{'' if number == 1 else 's'}"
         raise SubjectError(f"{designator} cannot be judged on --device {device}: {found}")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        if ":" in device:  # torchsummary makes its input on the current one
+            torch.cuda.set_device(index)
+        torch.ones(1, device=device).add_(1).item()
+    except (RuntimeError, AssertionError) as error:
+        told = _words(error).partition("\n")[0]
+        raise SubjectError(f"{designator} cannot be judged on --device {device}: {told}") from error
 
 
 class TorchSubject(Subject):
@@ -324,7 +380,7 @@ class TorchSubject(Subject):
 
     def __init__(self, designator: str, factory: Callable[..., nn.Module], device: str = "cpu") -> None:
         if device != "cpu":
-            _prepare(designator, torch.device(device))
+            _prepare(designator, device)
         # Small tensors: one thread is faster, and workers do not compete for cores.
         torch.set_num_threads(1)
         self.designator, self.factory, self.features, self.device = designator, factory, FEATURES, device
@@ -340,8 +396,14 @@ class TorchSubject(Subject):
         if seed is not None:
             torch.manual_seed(seed)
         wanted: torch.dtype = getattr(torch, dtype)
-        with _translated(code):
+        with _translated(code), _unalarmed(self.device):
             module = _module(self.factory(*positional, **arguments), "what the constructor gives")
-            if wanted != torch.float32 or self.device != "cpu":
-                module = _module(module.to(self.device, wanted), f"what to({self.device!r}, {wanted}) gives")
-            return TorchBlock(module, code, wanted, self.device)
+            if wanted == torch.float32 and self.device == "cpu":
+                return TorchBlock(module, code)
+            # A move hides what shared memory (7.8), and a conversion what was of another type (7.3).
+            spans = None
+            with contextlib.suppress(Exception):  # a state that cannot be read is told by the clauses that read it
+                spans = _spans(module.state_dict())
+            target = (self.device,) if wanted == torch.float32 else (self.device, wanted)
+            module = _module(module.to(*target), f"what to({', '.join(map(repr, target))}) gives")
+            return TorchBlock(module, code, wanted, self.device, spans)
