@@ -9,8 +9,7 @@ import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from time import monotonic
@@ -20,6 +19,7 @@ from spec_tests import known_failures
 from spec_tests.arguments import parser
 from spec_tests.clauses import all_chapters, all_clauses, select
 from spec_tests.signals import interrupt_once
+from spec_tests.streams import UNTOLD, drop_output, open_streams, printing
 from spec_tests.verdict import BROKEN, CONFORMS, INTERRUPTED, NOT_JUDGED, Verdict
 from spec_tests.words import counted, hanging
 
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from spec_tests.report.model import Diagnosed, Report
 
 PACKAGE = Path(__file__).parent
-# Why something could not be printed.
-UNTOLD: list[OSError] = []
 # Those that the oracle judges.
 NUMERIC_CHAPTERS = (4, 5, 6, 9)
 
@@ -107,7 +105,7 @@ def _judge(options: argparse.Namespace) -> int:
         *("-q", "--assert=plain", "--subject", options.subject, "--database", options.database or ""),
     ]
     if seed is not None:
-        with _printing():
+        with printing():
             print(f"seed {seed}", flush=True)
     for clause in options.clause:
         arguments += ["--clause", clause]
@@ -130,7 +128,7 @@ def _judge(options: argparse.Namespace) -> int:
         if options.budget is not None and seed is not None:
             plugins = (live, collector)
             ended, rounds = campaign.run(arguments, plugins, collector, options.profile, seed, options.budget)
-            with _printing():
+            with printing():
                 console.print(rounds)
         else:
             chosen = ["--profile", options.profile, *(["--seed", str(seed)] if seed is not None else [])]
@@ -143,7 +141,7 @@ def _judge(options: argparse.Namespace) -> int:
     compared = known_failures.compare(entries, verdict) if entries is not None else None
     all_known = compared is not None and not compared.differences
     diagnosis = Diagnosed() if options.no_diagnosis or all_known else _explained(options, verdict)
-    with _printing():
+    with printing():
         show(verdict, options.subject, console, diagnosis.lines, compared, diagnosis.explained, options.unfolded)
     _note_known_failures(options, verdict, console)
     compared = compared or known_failures.Compared()
@@ -174,7 +172,7 @@ def _write(report: Report, folder: Path, console: Console) -> int:
         sys.stdout.flush()
         print(f"mdnc-spec: the report could not be written to {folder}: {error}", file=sys.stderr)
         return report.exit_status or NOT_JUDGED
-    with _printing():
+    with printing():
         console.print(f"report: {page}", markup=False, soft_wrap=True)
     return report.exit_status
 
@@ -182,7 +180,7 @@ def _write(report: Report, folder: Path, console: Console) -> int:
 def _note_known_failures(options: argparse.Namespace, verdict: Verdict, console: Console) -> None:
     if options.write_known_failures:
         told = known_failures.update(options.write_known_failures, verdict)
-        with _printing():
+        with printing():
             console.print(told, markup=False, soft_wrap=True)
 
 
@@ -231,27 +229,6 @@ def _diagnose(options: argparse.Namespace) -> int:
     return CONFORMS if diagnosis.healthy else BROKEN
 
 
-@contextmanager
-def _printing() -> Iterator[None]:
-    """Where nobody reads what is printed any more (head, less), or a disk is full, no run ends, nor is another lost.
-
-    The status is that of the verdict; a conforming one that could not be told on a full disk is `NOT_JUDGED`.
-    """
-    try:
-        yield
-    except (BrokenPipeError, SystemExit):  # rich turns the former into the latter
-        _drop_output()
-    except OSError as error:
-        _drop_output()
-        UNTOLD.append(error)
-        print(f"mdnc-spec: the verdict cannot be printed: {error}", file=sys.stderr)
-
-
-def _drop_output() -> None:
-    """Write what is left to nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def _replay(options: argparse.Namespace) -> int:
     from spec_tests.replay import replay
 
@@ -273,7 +250,7 @@ def _matrix(options: argparse.Namespace) -> int:
     except ValueError as error:
         print(f"mdnc-spec matrix: {error}", file=sys.stderr)
         return NOT_JUDGED
-    with _printing():
+    with printing():
         print(matrix.markdown(reports))
     status = matrix.status(reports)
     if options.report is not None:
@@ -307,7 +284,7 @@ def _merge(options: argparse.Namespace) -> int:
         compared = known_failures.compare(options.known_failures, report.verdict)
     report = report.beside(compared)
     told, console = report.diagnosis, Console(highlight=False)
-    with _printing():
+    with printing():
         show(report.verdict, report.subject, console, told.lines, compared, told.explained, options.unfolded)
     _note_known_failures(options, report.verdict, console)
     return report.exit_status if options.report is None else _write(report, options.report, console)
@@ -337,6 +314,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
+    open_streams()
     options = parser().parse_args(arguments)
     options.given = sys.argv[1:] if arguments is None else arguments
     for stream in (sys.stdout, sys.stderr):
@@ -344,12 +322,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         status = COMMANDS[options.command](options)
-        with _printing():
+        with printing():
             sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
     except OSError as error:
-        _drop_output()
+        drop_output()
         if not isinstance(error, BrokenPipeError):
             print(f"mdnc-spec {options.command}: {error}", file=sys.stderr)
         return NOT_JUDGED
