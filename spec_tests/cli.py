@@ -235,18 +235,13 @@ def _replay(options: argparse.Namespace) -> int:
     return replay(options.file, options.subject, options.timeout)
 
 
-def _reports(options: argparse.Namespace) -> list[Report]:
-    from spec_tests.report.model import merged, read
-
-    return merged([read(path) for path in options.reports])
-
-
 def _matrix(options: argparse.Namespace) -> int:
     from spec_tests.report import matrix
     from spec_tests.report.files import write_all
+    from spec_tests.report.model import merged, read
 
     try:
-        reports = _reports(options)
+        reports = merged([read(path) for path in options.reports])
     except ValueError as error:
         print(f"mdnc-spec matrix: {error}", file=sys.stderr)
         return NOT_JUDGED
@@ -265,14 +260,21 @@ def _matrix(options: argparse.Namespace) -> int:
 def _merge(options: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from spec_tests.report.files import overwritten
+    from spec_tests.report.model import merged, read
     from spec_tests.report.terminal import show
 
     try:
-        reports = _reports(options)
+        if options.report is not None and overwritten(options.report, options.reports):
+            raise ValueError(f"argument --report: '{options.report}' is a report to merge; allowed is another folder")
+        parts = [read(path) for path in options.reports]
+        reports = merged(parts)
         if len(reports) != 1:
+            whole = sum(part.shard is None for part in parts)
+            same = "the same subject, profile, seed, clauses, device, specification and version of mdnc-spec"
+            due = f"{whole} of them had no --shard, and {'is' if whole == 1 else 'are'} whole" if whole else same
             raise ValueError(
-                f"these are {len(reports)} runs and must be the shards of one: the same subject, profile, seed, "
-                "clauses, device and specification; matrix shows several"
+                f"these are {len(reports)} runs and must be the shards of one: {due}; matrix shows several"
             )
     except ValueError as error:
         print(f"mdnc-spec merge: {error}", file=sys.stderr)

@@ -20,7 +20,7 @@ def open_streams() -> None:
             # It gets the lowest number that is free, which is this one.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
         if getattr(sys, name) is None:
-            stream = open(number, "w" if number else "r", encoding="utf-8", closefd=False)  # noqa: PTH123, SIM115
+            stream = open(number, "w" if number else "r", encoding="utf-8", closefd=False)  # noqa: SIM115
             # pytest asks for the original ones too.
             setattr(sys, name, stream)
             setattr(sys, f"__{name}__", stream)

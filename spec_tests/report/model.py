@@ -315,7 +315,9 @@ def _missing(shards: Iterable[tuple[int, int] | None]) -> list[str]:
 def _run(report: Report) -> tuple[Any, ...]:
     """What shards of one run have in common, but for the device, which is not known of one without a test."""
     of = report.shard[1] if report.shard else 0
-    return report.subject, report.profile, report.seed, report.clauses, report.specification, of
+    # A shard is every so many-th test: between those of two versions, some could be left to nobody.
+    version = report.versions.get("mdnc-spec")
+    return report.subject, report.profile, report.seed, report.clauses, report.specification, version, of
 
 
 def merged(reports: Sequence[Report]) -> list[Report]:
