@@ -26,6 +26,7 @@ from spec_tests.words import counted, hanging
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from spec_tests.diagnosis import Diagnosis
     from spec_tests.report.model import Diagnosed, Report
 
 PACKAGE = Path(__file__).parent
@@ -207,10 +208,17 @@ def _explained(options: argparse.Namespace, verdict: Verdict) -> Diagnosed:
         found = diagnose_designator(options.subject, options.timeout, SECONDS, options.device)
     except (SubjectError, KeyboardInterrupt) as error:
         return Diagnosed((f"There is none: {str(error) or 'interrupted'}",))
+    if found.healthy:
+        return Diagnosed((f"No known mistake explains it: {_held(found)}, and do not show it.",))
     changes = found.explanations[0].changes if found.certain else ()
     clause_of = {item.name: item.metadata["clause"] for item in fields(Rules)}
     clauses = tuple(clause_of[name] for name, _ in changes)
     return Diagnosed(tuple(found.lines()), found.certain and not found.errors, changes, clauses)
+
+
+def _held(found: Diagnosis) -> str:
+    total = counted(found.total, "output, gradient or statistic", "outputs, gradients and statistics")
+    return f"{total} of the diagnosis' own examples lie within their bounds"
 
 
 def _diagnose(options: argparse.Namespace) -> int:
@@ -224,8 +232,9 @@ def _diagnose(options: argparse.Namespace) -> int:
     except SubjectError as error:
         print(error, file=sys.stderr)
         return NOT_JUDGED
-    judged = counted(diagnosis.total, "output, gradient or statistic", "outputs, gradients and statistics")
-    print("\n".join(map(hanging, diagnosis.lines())) or f"nothing is wrong with {judged}")
+    held = f"{_held(diagnosis)}; that is no verdict: mdnc-spec run judges every clause"
+    with printing():
+        print("\n".join(map(hanging, diagnosis.lines())) or held)
     return CONFORMS if diagnosis.healthy else BROKEN
 
 

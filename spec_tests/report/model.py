@@ -336,7 +336,7 @@ def merged(reports: Sequence[Report]) -> list[Report]:
 def _merged(parts: Sequence[Report]) -> Report:
     verdict, first = merge(parts), parts[0]
     known = {test for part in parts for test in part.known}
-    told = next((part.diagnosis for part in parts if part.diagnosis.lines), Diagnosed())
+    told = max((part.diagnosis for part in parts), key=lambda one: (one.certain, bool(one.lines)))
     whole = Report(
         verdict,
         first.subject,
