@@ -19,7 +19,7 @@ from spec_tests import known_failures
 from spec_tests.arguments import parser
 from spec_tests.clauses import all_chapters, all_clauses, select
 from spec_tests.signals import interrupt_once
-from spec_tests.streams import UNTOLD, drop_output, open_streams, printing
+from spec_tests.streams import UNTOLD, drop_output, open_streams, printing, say
 from spec_tests.verdict import BROKEN, CONFORMS, INTERRUPTED, NOT_JUDGED, Verdict
 from spec_tests.words import counted, hanging
 
@@ -41,11 +41,11 @@ def _list(wanted: str | None) -> int:
     for clause in chosen:
         if clause.chapter != chapter:
             chapter = clause.chapter
-            print(f"{chapter} {all_chapters()[chapter]}")
-        print(f"  {clause.id:<5} {clause.level:<7} {clause.text}")
+            say(f"{chapter} {all_chapters()[chapter]}")
+        say(f"  {clause.id:<5} {clause.level:<7} {clause.text}")
     missing = [name for name in ("torch", "torchsummary") if importlib.util.find_spec(name) is None]
     if missing:
-        print(f"\nnot installed: {', '.join(missing)}; py: subjects need them: pip install 'mdnc-spec[torch]'")
+        say(f"\nnot installed: {', '.join(missing)}; py: subjects need them: pip install 'mdnc-spec[torch]'")
     return 0
 
 
@@ -233,8 +233,7 @@ def _diagnose(options: argparse.Namespace) -> int:
         print(error, file=sys.stderr)
         return NOT_JUDGED
     held = f"{_held(diagnosis)}; that is no verdict: mdnc-spec run judges every clause"
-    with printing():
-        print("\n".join(map(hanging, diagnosis.lines())) or held)
+    say("\n".join(map(hanging, diagnosis.lines())) or held)
     return CONFORMS if diagnosis.healthy else BROKEN
 
 
@@ -254,8 +253,7 @@ def _matrix(options: argparse.Namespace) -> int:
     except ValueError as error:
         print(f"mdnc-spec matrix: {error}", file=sys.stderr)
         return NOT_JUDGED
-    with printing():
-        print(matrix.markdown(reports))
+    say(matrix.markdown(reports))
     status = matrix.status(reports)
     if options.report is not None:
         try:
@@ -305,7 +303,7 @@ def _new_port(options: argparse.Namespace) -> int:
     from spec_tests.new_port import new_port
 
     try:
-        print(new_port(options.language, options.folder))
+        say(new_port(options.language, options.folder))
     except OSError as error:
         print(f"mdnc-spec new-port: {error}", file=sys.stderr)
         return NOT_JUDGED

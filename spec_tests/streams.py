@@ -39,7 +39,13 @@ def printing() -> Iterator[None]:
     except OSError as error:
         drop_output()
         UNTOLD.append(error)
-        print(f"mdnc-spec: the verdict cannot be printed: {error}", file=sys.stderr)
+        print(f"mdnc-spec: the output cannot be printed: {error}", file=sys.stderr)
+
+
+def say(text: str) -> None:
+    """Print text, as far as anybody reads it."""
+    with printing():
+        print(text)
 
 
 def drop_output() -> None:
