@@ -116,7 +116,8 @@ const WRITTEN = {
 function checkRequest(hello, metadata, tensors) {
   const { op, mode, dtype } = metadata;
   for (const key of NEEDED[op] ?? []) {
-    if (!WRITTEN[key].test(metadata[key] ?? '')) throw new BadRequest(`${key} is ${metadata[key]}; due is ${WRITTEN[key]}`);
+    const due = WRITTEN[key];
+    if (!due.test(metadata[key] ?? '')) throw new BadRequest(`${key} is ${metadata[key]}; due is ${due}`);
   }
   if (mode !== undefined && !hello.modes.split(',').includes(mode)) throw new Unsupported(mode);
   const types = [dtype, ...Object.values(tensors).map((tensor) => tensor.dtype)];
