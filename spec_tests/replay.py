@@ -244,7 +244,7 @@ def replay(file: Path, designator: str, timeouts: str) -> int:
         if not isinstance(subject, StdioSubject):
             raise SubjectError(f"{designator} answers no requests")
     except SubjectError as error:
-        say(error)
+        say(str(error))
         return NOT_JUDGED
     try:
         offers = {"op": "ops", "mode": "modes", "dtype": "dtypes"}
