@@ -116,6 +116,9 @@ FRAMEWORK_FREE = ("clauses", "compare", "config", "verdict", "imports", "traceab
 @nox.session(default=False)
 def oldest(session: nox.Session) -> None:
     """Judge the reference with the oldest releases that pyproject.toml admits (arguments go to `mdnc-spec run`)."""
+    # Of numpy 1.26 there is no wheel for 3.13.
+    if "True" in str(session.run("python", "-c", "import sys; print(sys.version_info >= (3, 13))", silent=True)):
+        session.error("the oldest numpy is not for this Python: nox -s oldest --force-python 3.12 (or 3.11, 3.10)")
     project = PYPROJECT["project"]
     requirements = (*project["dependencies"], *project["optional-dependencies"]["torch"])
     session.install(*(requirement.replace(">=", "==") for requirement in requirements))

@@ -237,8 +237,8 @@ def parser() -> argparse.ArgumentParser:
         "diagnose",
         help="name the known mistake that explains a failing subject",
         description="Ask a subject for examples, and find the wrong rule, or the two, under which the oracle makes "
-        "exactly what it makes. A subject of which nothing is wrong gets no diagnosis.",
-        epilog="exit status: 0 nothing is wrong, 1 something is, 3 the subject could not be asked",
+        "exactly what it makes. A subject that is right in all of them gets no diagnosis; the verdict is that of run.",
+        epilog="exit status: 0 these examples are right, 1 something is wrong, 3 the subject could not be asked",
     )
     why.add_argument("--subject", required=True, type=_designator, metavar="DESIGNATOR", help="as for run")
     why.add_argument("--timeout", default="", type=_timeouts, metavar="NAME=SECONDS,…", help="as for run")

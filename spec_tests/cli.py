@@ -9,8 +9,7 @@ import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from time import monotonic
@@ -20,17 +19,17 @@ from spec_tests import known_failures
 from spec_tests.arguments import parser
 from spec_tests.clauses import all_chapters, all_clauses, select
 from spec_tests.signals import interrupt_once
+from spec_tests.streams import UNTOLD, drop_output, open_streams, printing, say
 from spec_tests.verdict import BROKEN, CONFORMS, INTERRUPTED, NOT_JUDGED, Verdict
 from spec_tests.words import counted, hanging
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from spec_tests.diagnosis import Diagnosis
     from spec_tests.report.model import Diagnosed, Report
 
 PACKAGE = Path(__file__).parent
-# Why something could not be printed.
-UNTOLD: list[OSError] = []
 # Those that the oracle judges.
 NUMERIC_CHAPTERS = (4, 5, 6, 9)
 
@@ -42,11 +41,11 @@ def _list(wanted: str | None) -> int:
     for clause in chosen:
         if clause.chapter != chapter:
             chapter = clause.chapter
-            print(f"{chapter} {all_chapters()[chapter]}")
-        print(f"  {clause.id:<5} {clause.level:<7} {clause.text}")
+            say(f"{chapter} {all_chapters()[chapter]}")
+        say(f"  {clause.id:<5} {clause.level:<7} {clause.text}")
     missing = [name for name in ("torch", "torchsummary") if importlib.util.find_spec(name) is None]
     if missing:
-        print(f"\nnot installed: {', '.join(missing)}; py: subjects need them: pip install 'mdnc-spec[torch]'")
+        say(f"\nnot installed: {', '.join(missing)}; py: subjects need them: pip install 'mdnc-spec[torch]'")
     return 0
 
 
@@ -107,7 +106,7 @@ def _judge(options: argparse.Namespace) -> int:
         *("-q", "--assert=plain", "--subject", options.subject, "--database", options.database or ""),
     ]
     if seed is not None:
-        with _printing():
+        with printing():
             print(f"seed {seed}", flush=True)
     for clause in options.clause:
         arguments += ["--clause", clause]
@@ -130,7 +129,7 @@ def _judge(options: argparse.Namespace) -> int:
         if options.budget is not None and seed is not None:
             plugins = (live, collector)
             ended, rounds = campaign.run(arguments, plugins, collector, options.profile, seed, options.budget)
-            with _printing():
+            with printing():
                 console.print(rounds)
         else:
             chosen = ["--profile", options.profile, *(["--seed", str(seed)] if seed is not None else [])]
@@ -143,7 +142,7 @@ def _judge(options: argparse.Namespace) -> int:
     compared = known_failures.compare(entries, verdict) if entries is not None else None
     all_known = compared is not None and not compared.differences
     diagnosis = Diagnosed() if options.no_diagnosis or all_known else _explained(options, verdict)
-    with _printing():
+    with printing():
         show(verdict, options.subject, console, diagnosis.lines, compared, diagnosis.explained, options.unfolded)
     _note_known_failures(options, verdict, console)
     compared = compared or known_failures.Compared()
@@ -174,7 +173,7 @@ def _write(report: Report, folder: Path, console: Console) -> int:
         sys.stdout.flush()
         print(f"mdnc-spec: the report could not be written to {folder}: {error}", file=sys.stderr)
         return report.exit_status or NOT_JUDGED
-    with _printing():
+    with printing():
         console.print(f"report: {page}", markup=False, soft_wrap=True)
     return report.exit_status
 
@@ -182,7 +181,7 @@ def _write(report: Report, folder: Path, console: Console) -> int:
 def _note_known_failures(options: argparse.Namespace, verdict: Verdict, console: Console) -> None:
     if options.write_known_failures:
         told = known_failures.update(options.write_known_failures, verdict)
-        with _printing():
+        with printing():
             console.print(told, markup=False, soft_wrap=True)
 
 
@@ -209,10 +208,17 @@ def _explained(options: argparse.Namespace, verdict: Verdict) -> Diagnosed:
         found = diagnose_designator(options.subject, options.timeout, SECONDS, options.device)
     except (SubjectError, KeyboardInterrupt) as error:
         return Diagnosed((f"There is none: {str(error) or 'interrupted'}",))
+    if found.healthy:
+        return Diagnosed((f"No known mistake explains it: {_held(found)}, and do not show it.",))
     changes = found.explanations[0].changes if found.certain else ()
     clause_of = {item.name: item.metadata["clause"] for item in fields(Rules)}
     clauses = tuple(clause_of[name] for name, _ in changes)
     return Diagnosed(tuple(found.lines()), found.certain and not found.errors, changes, clauses)
+
+
+def _held(found: Diagnosis) -> str:
+    total = counted(found.total, "output, gradient or statistic", "outputs, gradients and statistics")
+    return f"{total} of the diagnosis' own examples lie within their bounds"
 
 
 def _diagnose(options: argparse.Namespace) -> int:
@@ -226,30 +232,9 @@ def _diagnose(options: argparse.Namespace) -> int:
     except SubjectError as error:
         print(error, file=sys.stderr)
         return NOT_JUDGED
-    judged = counted(diagnosis.total, "output, gradient or statistic", "outputs, gradients and statistics")
-    print("\n".join(map(hanging, diagnosis.lines())) or f"nothing is wrong with {judged}")
+    held = f"{_held(diagnosis)}; that is no verdict: mdnc-spec run judges every clause"
+    say("\n".join(map(hanging, diagnosis.lines())) or held)
     return CONFORMS if diagnosis.healthy else BROKEN
-
-
-@contextmanager
-def _printing() -> Iterator[None]:
-    """Where nobody reads what is printed any more (head, less), or a disk is full, no run ends, nor is another lost.
-
-    The status is that of the verdict; a conforming one that could not be told on a full disk is `NOT_JUDGED`.
-    """
-    try:
-        yield
-    except (BrokenPipeError, SystemExit):  # rich turns the former into the latter
-        _drop_output()
-    except OSError as error:
-        _drop_output()
-        UNTOLD.append(error)
-        print(f"mdnc-spec: the verdict cannot be printed: {error}", file=sys.stderr)
-
-
-def _drop_output() -> None:
-    """Write what is left to nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _replay(options: argparse.Namespace) -> int:
@@ -258,23 +243,17 @@ def _replay(options: argparse.Namespace) -> int:
     return replay(options.file, options.subject, options.timeout)
 
 
-def _reports(options: argparse.Namespace) -> list[Report]:
-    from spec_tests.report.model import merged, read
-
-    return merged([read(path) for path in options.reports])
-
-
 def _matrix(options: argparse.Namespace) -> int:
     from spec_tests.report import matrix
     from spec_tests.report.files import write_all
+    from spec_tests.report.model import merged, read
 
     try:
-        reports = _reports(options)
+        reports = merged([read(path) for path in options.reports])
     except ValueError as error:
         print(f"mdnc-spec matrix: {error}", file=sys.stderr)
         return NOT_JUDGED
-    with _printing():
-        print(matrix.markdown(reports))
+    say(matrix.markdown(reports))
     status = matrix.status(reports)
     if options.report is not None:
         try:
@@ -288,14 +267,21 @@ def _matrix(options: argparse.Namespace) -> int:
 def _merge(options: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from spec_tests.report.files import overwritten
+    from spec_tests.report.model import merged, read
     from spec_tests.report.terminal import show
 
     try:
-        reports = _reports(options)
+        if options.report is not None and overwritten(options.report, options.reports):
+            raise ValueError(f"argument --report: '{options.report}' is a report to merge; allowed is another folder")
+        parts = [read(path) for path in options.reports]
+        reports = merged(parts)
         if len(reports) != 1:
+            whole = sum(part.shard is None for part in parts)
+            same = "the same subject, profile, seed, clauses, device, specification and version of mdnc-spec"
+            due = f"{whole} of them had no --shard, and {'is' if whole == 1 else 'are'} whole" if whole else same
             raise ValueError(
-                f"these are {len(reports)} runs and must be the shards of one: the same subject, profile, seed, "
-                "clauses, device and specification; matrix shows several"
+                f"these are {len(reports)} runs and must be the shards of one: {due}; matrix shows several"
             )
     except ValueError as error:
         print(f"mdnc-spec merge: {error}", file=sys.stderr)
@@ -307,7 +293,7 @@ def _merge(options: argparse.Namespace) -> int:
         compared = known_failures.compare(options.known_failures, report.verdict)
     report = report.beside(compared)
     told, console = report.diagnosis, Console(highlight=False)
-    with _printing():
+    with printing():
         show(report.verdict, report.subject, console, told.lines, compared, told.explained, options.unfolded)
     _note_known_failures(options, report.verdict, console)
     return report.exit_status if options.report is None else _write(report, options.report, console)
@@ -317,7 +303,7 @@ def _new_port(options: argparse.Namespace) -> int:
     from spec_tests.new_port import new_port
 
     try:
-        print(new_port(options.language, options.folder))
+        say(new_port(options.language, options.folder))
     except OSError as error:
         print(f"mdnc-spec new-port: {error}", file=sys.stderr)
         return NOT_JUDGED
@@ -337,6 +323,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
+    open_streams()
     options = parser().parse_args(arguments)
     options.given = sys.argv[1:] if arguments is None else arguments
     for stream in (sys.stdout, sys.stderr):
@@ -344,12 +331,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         status = COMMANDS[options.command](options)
-        with _printing():
+        with printing():
             sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
     except OSError as error:
-        _drop_output()
+        drop_output()
         if not isinstance(error, BrokenPipeError):
             print(f"mdnc-spec {options.command}: {error}", file=sys.stderr)
         return NOT_JUDGED

@@ -95,7 +95,7 @@ class Diagnosis:
         return len(self.explanations) == 1
 
     def lines(self) -> list[str]:
-        """The diagnosis as text, one sentence a line; empty for a subject of which nothing is wrong."""
+        """The diagnosis as text, one sentence a line; empty if all examples are right."""
         if self.healthy:
             return []
         total = counted(self.total, "output, gradient or statistic", "outputs, gradients and statistics")

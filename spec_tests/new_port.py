@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
@@ -45,7 +46,7 @@ def new_port(language: str, folder: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     for name, source in files.items():
         (folder / name).write_bytes((PACKAGE / source).read_bytes())
-    steps = [f"cd {folder}", build, f"mdnc-spec run --subject 'cmd:{command}' --until-first-failure"]
+    steps = [f"cd {shlex.quote(str(folder))}", build, f"mdnc-spec run --subject 'cmd:{command}' --until-first-failure"]
     return "\n".join(
         [
             f"wrote {', '.join(files)}; next:",

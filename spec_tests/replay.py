@@ -10,6 +10,7 @@ import numpy as np
 from spec_tests.config import BlockConfig, render_call
 from spec_tests.numeric import ARITHMETIC, arithmetic
 from spec_tests.oracle import Bounded, Forward, forward, judge, suspects, vjp
+from spec_tests.streams import say
 from spec_tests.subjects import load_subject
 from spec_tests.subjects.base import Array, Crashed, Refused, SubjectError
 from spec_tests.subjects.process import shown
@@ -170,20 +171,20 @@ def _asked(subject: StdioSubject, request: Header, given: Mapping[str, Array]) -
     try:
         reply, got = subject.ask(metadata, tensors, metadata["op"])
     except Refused as refusal:
-        print(f"reply {refusal.message}")
-        print(f"verdict: as it must be: {reason}" if reason else "verdict: wrong: the specification takes this request")
+        say(f"reply {refusal.message}")
+        say(f"verdict: as it must be: {reason}" if reason else "verdict: wrong: the specification takes this request")
         return CONFORMS if reason else BROKEN
     except Crashed as crash:
-        print(f"reply none that counts: {crash.error}")
-        print("verdict: wrong" + (f"; it must be refused: {reason}" if reason else ""))
+        say(f"reply none that counts: {crash.error}")
+        say("verdict: wrong" + (f"; it must be refused: {reason}" if reason else ""))
         return BROKEN
-    print("reply ok")
+    say("reply ok")
     for line in _tensors(reply):
-        print(line)
+        say(line)
     # An empty batch may be refused, and may be taken (3.10).
     empty = "x" in given and given["x"].ndim == 4 and len(given["x"]) == 0
     if reason and not empty:
-        print(f"verdict: wrong: it must be refused: {reason}")
+        say(f"verdict: wrong: it must be refused: {reason}")
         return BROKEN
     config = BlockConfig.of(**arguments(metadata))
     with arithmetic(subject.arithmetic):
@@ -197,8 +198,8 @@ def _asked(subject: StdioSubject, request: Header, given: Mapping[str, Array]) -
         else:
             found = list(computed(request, given, config, reply, got))
     right = all(good for good, _ in found)
-    print("verdict: right" if right else "verdict: wrong")
-    print("\n".join(f"  {'' if good else 'WRONG '}{words}" for good, words in found))
+    say("verdict: right" if right else "verdict: wrong")
+    say("\n".join(f"  {'' if good else 'WRONG '}{words}" for good, words in found))
     return CONFORMS if right else BROKEN
 
 
@@ -224,26 +225,26 @@ def replay(file: Path, designator: str, timeouts: str) -> int:
     except (OSError, WireError) as error:
         problem = str(error)
     if problem:
-        print(f"{file} is no request that can be replayed: {problem}")
+        say(f"{file} is no request that can be replayed: {problem}")
         return NOT_JUDGED
     if not designator.startswith("cmd:"):
-        print(f"--subject {designator!r} answers no requests; allowed is 'cmd:./port --flag'")
+        say(f"--subject {designator!r} answers no requests; allowed is 'cmd:./port --flag'")
         return NOT_JUDGED
     op, mode = request.metadata["op"], request.metadata.get("mode", "")
-    print(f"request {op} {mode}".rstrip())
-    print("  " + render_call(arguments(request.metadata)))
+    say(f"request {op} {mode}".rstrip())
+    say("  " + render_call(arguments(request.metadata)))
     for key in ("dtype", "shape", "seed"):
         if key in request.metadata:
-            print(f"  {key} {request.metadata[key]}")
+            say(f"  {key} {request.metadata[key]}")
     for line in _tensors(request):
-        print(line)
+        say(line)
     try:
         subject = load_subject(designator, timeouts)
         # What `cmd:` names is one.
         if not isinstance(subject, StdioSubject):
             raise SubjectError(f"{designator} answers no requests")
     except SubjectError as error:
-        print(error)
+        say(str(error))
         return NOT_JUDGED
     try:
         offers = {"op": "ops", "mode": "modes", "dtype": "dtypes"}
@@ -251,11 +252,11 @@ def replay(file: Path, designator: str, timeouts: str) -> int:
             value for key, value in request.metadata.items() if key in offers and value not in subject.said(offers[key])
         ]
         if lacks:
-            print(f"the port does not offer {', '.join(lacks)}")
+            say(f"the port does not offer {', '.join(lacks)}")
             return NOT_JUDGED
         status = _asked(subject, request, given)
     finally:
         complaints = subject.close()
     for complaint in complaints:
-        print(f"conduct (PROTOCOL.md): {complaint}")
+        say(f"conduct (PROTOCOL.md): {complaint}")
     return BROKEN if complaints else status

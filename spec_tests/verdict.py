@@ -156,7 +156,8 @@ class Verdict:
         """
         broken = {o.failure.clause for o in self.failures() if o.failure}
         vacuous = {c for o in self.outcomes for c in o.vacuous}
-        unsure = {c for o in self.errors() for c in o.clauses}
+        # Its test may cite clauses that were not asked for.
+        unsure = {c for o in self.errors() for c in o.clauses if c in self.selected or not self.selected}
         unsupported = {c for clauses in self.unsupported().values() for c in clauses}
         inapplicable = {c for o in self.outcomes for c in o.inapplicable}
         reached = self.checks()

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from spec_tests.signals import interrupt_once
+from spec_tests.streams import drop_output, open_streams
 
 FAILED, INTERRUPTED = 2, 130
 
@@ -76,6 +77,7 @@ def replaced(path: Path) -> Iterator[Path]:
 
 def ended(main: Callable[[], int]) -> int:
     """The exit status of a tool; an interruption and a file that cannot be read or written are a line, no traceback."""
+    open_streams()
     interrupt_once()
     try:
         status = main()
@@ -85,7 +87,7 @@ def ended(main: Callable[[], int]) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of the output went away: what is left goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         return FAILED
     except OSError as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)

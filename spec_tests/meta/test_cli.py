@@ -148,6 +148,20 @@ def test_a_terminal_that_knows_ascii_only(tmp_path: Path) -> None:
     assert r"\u03b5" in ended.out
 
 
+def test_an_interruption_while_it_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Interrupted:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name == 'spec_tests.clauses':\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupted())\n",
+        encoding="utf-8",
+    )
+    ended = mdnc_spec("list", cwd=tmp_path, env=environment(PYTHONPATH=str(tmp_path)))
+    assert (ended.status, ended.out, ended.err) == (130, "", "")
+
+
 # ------------------------------------------------------------------ subjects that cannot be loaded
 
 BROKEN_SUBJECTS = {
@@ -193,6 +207,13 @@ def test_subjects_that_cannot_be_loaded(broken_subjects: dict[str, Ended], subje
     assert ended.out.rstrip().endswith("could not be judged")
 
 
+def test_what_was_not_selected_is_not_called_unjudged(tmp_path: Path) -> None:
+    """The test that could not be run cites more clauses than the one that was asked for."""
+    ended = mdnc_spec(*run_arguments("py:no_such_module:Block", "--clause", "1.2"), cwd=tmp_path)
+    assert ended.status == 3
+    assert re.search(r"^ 1 Arguments +0 of 20 clauses hold, 1 not judged, 19 not selected$", ended.out, re.MULTILINE)
+
+
 def test_a_port_that_cannot_be_started(tmp_path: Path) -> None:
     """Each of two workers tries once."""
     ended = mdnc_spec(*run_arguments("cmd:./nothing", "-n", "2"), cwd=tmp_path)
@@ -205,5 +226,5 @@ def test_a_port_that_cannot_be_started(tmp_path: Path) -> None:
 def test_the_command_is_installed_under_its_name() -> None:
     """What a replay line calls is what the package installs."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    assert 'mdnc-spec = "spec_tests.cli:main"' in text
+    assert 'mdnc-spec = "spec_tests.__main__:main"' in text
     assert json.dumps(parser().prog) == '"mdnc-spec"'

@@ -157,7 +157,8 @@ def test_calls_that_fail_are_told() -> None:
 def test_the_command(tmp_path: Path) -> None:
     right = mdnc_spec("diagnose", "--subject", REFERENCE, cwd=tmp_path)
     assert right.status == 0
-    assert right.out.startswith("nothing is wrong with ")
+    held = "667 outputs, gradients and statistics of the diagnosis' own examples lie within their bounds"
+    assert right.out == f"{held}; that is no verdict: mdnc-spec run judges every clause\n"
     (tmp_path / "blocks.py").write_text(
         "import mdnc\n"
         "class Eps(mdnc.modules.resnet.BlockBottleneck2d):\n"
@@ -178,6 +179,26 @@ def test_the_command(tmp_path: Path) -> None:
     assert "DIAGNOSIS" in ended.out
     assert sentence in ended.out
     assert "DIAGNOSIS" not in mdnc_spec(*run, "--no-diagnosis", cwd=tmp_path).out
+
+
+def test_what_its_own_examples_do_not_show(tmp_path: Path) -> None:
+    """A subject is not acquitted, and a run that fails says that the diagnosis found nothing."""
+    (tmp_path / "blocks.py").write_text(
+        "import mdnc\n"
+        "class Planes(mdnc.modules.resnet.BlockBottleneck2d):\n"
+        "    def forward(self, x):\n"
+        "        y = super().forward(x)\n"
+        "        return y if x.shape[1] in (2, 3) else y * 1.01\n",
+        encoding="utf-8",
+    )
+    ended = mdnc_spec("diagnose", "--subject", "py:blocks:Planes", cwd=tmp_path)
+    assert (ended.status, "no verdict" in ended.out) == (0, True), ended.out
+    run = ("run", "--subject", "py:blocks:Planes", "--clause", "4.1", "--profile", "smoke", "--report", "r")
+    ended = mdnc_spec(*run, cwd=tmp_path)
+    assert ended.status == 1, ended.out
+    line = "No known mistake explains it: 667 outputs, gradients and statistics of the diagnosis' own examples lie"
+    assert f"DIAGNOSIS\n    {line}" in ended.out
+    assert line in (tmp_path / "r" / "report.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("seconds", ["0", "soon", "nan"])

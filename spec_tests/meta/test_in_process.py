@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from spec_tests.config import BlockConfig
 from spec_tests.meta import odd_blocks
 from spec_tests.numeric import Numeric
 from spec_tests.oracle import judge
+from spec_tests.subjects import load_subject
 from spec_tests.subjects.in_process import TorchBlock, TorchSubject, _translated
 
 
@@ -49,6 +51,17 @@ def test_bfloat16_is_not_computed_by_onednn() -> None:
         block.backward(case.x(), case.dy(), False)
     assert settings == [False] * 3 + [before] * 3
     assert torch.backends.mkldnn.enabled == before
+
+
+def test_importing_a_block_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does it change what Python does of other modules."""
+    (tmp_path / "block_that_is_only_read.py").write_text("from mdnc.modules.resnet import BlockBottleneck2d as Block")
+    monkeypatch.syspath_prepend(tmp_path)
+    for before in (False, True):
+        monkeypatch.setattr("sys.dont_write_bytecode", before)
+        load_subject("py:block_that_is_only_read:Block")
+        assert sys.dont_write_bytecode == before
+    assert [p.name for p in tmp_path.iterdir()] == ["block_that_is_only_read.py"]
 
 
 def _raises(error: BaseException) -> Callable[[], None]:

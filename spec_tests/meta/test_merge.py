@@ -36,9 +36,51 @@ def test_shards_of_two_devices_are_two_runs(tmp_path: Path, capsys: pytest.Captu
             tmp_path / report.device / str(report.shard[0] if report.shard else 0), {"report.json": report.dumps()}
         )
     assert main(["merge", *map(str, tmp_path.glob("*/*"))]) == 3
-    words = "these are 2 runs and must be the shards of one: the same subject, profile, seed, clauses, device and"
+    words = "these are 2 runs and must be the shards of one: the same subject, profile, seed, clauses, device, "
     assert words in capsys.readouterr().err
     assert cpu.verdict.troubles == ["shard 1 of 3 is missing", "shard 2 of 3 is missing"]
+
+
+def test_shards_of_two_versions_are_two_runs() -> None:
+    """Another version may have another test, which neither of them runs."""
+    one, two = (Report(Verdict(), "py:a:B", "smoke", shard=(n, 2), versions={"mdnc-spec": f"0.{n}"}) for n in (1, 2))
+    assert [report.verdict.troubles for report in merged([one, two])] == [
+        ["shard 2 of 2 is missing"],
+        ["shard 1 of 2 is missing"],
+    ]
+
+
+def written(folder: Path, shard: tuple[int, int] | None) -> str:
+    """A report of no test, in a folder."""
+    write_all(folder, {"report.json": Report(Verdict(), "py:a:B", "smoke", shard=shard).dumps()})
+    return str(folder)
+
+
+def test_whole_runs_are_no_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing that they have in common makes them the shards of one."""
+    whole, shard = written(tmp_path / "whole", None), written(tmp_path / "shard", (1, 1))
+    for other, words in ((whole, "2 of them had no --shard, and are whole"), (shard, "1 of them had no --shard, and")):
+        assert main(["merge", whole, other]) == 3
+        assert f"these are 2 runs and must be the shards of one: {words}" in capsys.readouterr().err
+
+
+def test_no_report_is_merged_into_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    one, two = written(Path("one"), (1, 2)), written(Path("two"), (2, 2))
+    before = Path("one/report.json").read_bytes()
+    Path("link").symlink_to("one")
+    for first, into in ((one, "one"), ("one/report.json", "two/../one"), (one, "link"), ("link", "one")):
+        assert main(["merge", first, two, "--report", into]) == 3
+        assert f"argument --report: '{tmp_path}/{into}' is a report to merge" in capsys.readouterr().err
+    assert [p.name for p in Path("one").iterdir()] == ["report.json"]
+    assert Path("one/report.json").read_bytes() == before
+    assert main(["merge", one, two, "--report", "three"]) == 3
+    assert Path("three/report.json").exists()
+    # The table has files of its own.
+    assert main(["matrix", one, two, "--report", "one"]) == 3
+    assert Path("one/report.json").read_bytes() == before
 
 
 NONE = Known("t::none", "1.1", "failed", "x", "a link", 4)

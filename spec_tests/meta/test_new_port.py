@@ -21,7 +21,9 @@ def test_a_skeleton_builds_and_is_led_to_its_first_clause(language: str, tmp_pat
     if shutil.which(TOOLS[language]) is None:
         pytest.skip(f"{TOOLS[language]} is not installed")
     folder = tmp_path / "my new port"
-    assert mdnc_spec("new-port", language, str(folder), cwd=tmp_path).status == 0
+    written = mdnc_spec("new-port", language, folder.name, cwd=tmp_path)
+    assert written.status == 0
+    assert "\n    cd 'my new port'\n" in written.out
     files, build, command = LANGUAGES[language]
     assert sorted(p.name for p in folder.iterdir()) == sorted(files)
     if build:

@@ -6,6 +6,7 @@ The suite judges a port in full; this is the quick check of those that are its e
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -44,6 +45,14 @@ def built_c(folder: Path) -> list[str]:
     return [str(folder / "port")]
 
 
+def built_rust(folder: Path) -> list[str]:
+    if shutil.which("rustc") is None:
+        pytest.skip("the Rust port needs rustc")
+    source = PORTS / "rust" / "port.rs"
+    subprocess.run(["rustc", "--edition", "2021", "-O", "-o", folder / "port", source], check=True)
+    return [str(folder / "port")]
+
+
 def python(name: str, *modules: str) -> Command:
     """A port in Python that needs these modules."""
 
@@ -59,6 +68,7 @@ def python(name: str, *modules: str) -> Command:
 COMMANDS: dict[str, Command] = {
     "numpy": python("numpy"),
     "c": built_c,
+    "rust": built_rust,
     "jax": python("jax", "jax", "flax", "ml_dtypes"),
     "keras": python("keras", "keras", "jax"),
     "onnxruntime": python("onnxruntime", "onnx", "onnxruntime"),
@@ -277,6 +287,7 @@ def test_bad_requests(port: Client, hello: dict[str, set[str]]) -> None:
         (metadata, {**tensors, "p.conv4.0.weight": ("F32", np.ones(2))}),
         (metadata, {**tensors, "dy": ("F32", np.ones((2, 3, 4, 4)))}),
         ({**metadata, "mode": "both"}, tensors),
+        ({key: value for key, value in metadata.items() if key != "mode"}, tensors),
         (metadata, {**tensors, "b.conv1.0.num_batches_tracked": ("F32", np.ones(()))}),
     ]
     for name, (kind, value) in tensors.items():
@@ -290,6 +301,8 @@ def test_bad_requests(port: Client, hello: dict[str, set[str]]) -> None:
         wrong.append((backward, {**tensors, "dy": ("F32", np.ones((2, 3, 4, 5)))}))
     if "init" in hello["ops"]:
         wrong.append(({"op": "init", **arguments(config), "dtype": "F32", "seed": "-1"}, {}))
+        wrong.append(({"op": "init", **arguments(config), "dtype": "F31", "seed": "1"}, {}))
+    wrong.append(({"op": "describe", **arguments(config)}, {}))
     wrong.append(({"op": "describe", **arguments(config), "dtype": "F31"}, {}))
     wrong.append(({"op": "describe", **arguments(config), "dtype": "F32", "shape": "2,2"}, {}))
     for asked, sent in wrong:
@@ -321,6 +334,40 @@ def test_init(port: Client, hello: dict[str, set[str]]) -> None:
     assert 0.95 < np.abs(drawn).max() * 60**0.5 <= 1 + 2**-23
     assert set(first["p.conv1.1.weight"]) == {0.25}
     assert set(first["b.conv1.0.running_var"]) == {1.0}
+
+
+NODE_PORT = """
+import {{ serve }} from {protocol};
+const done = () => ({{}});
+await serve({{ modes: 'eval', dtypes: 'F32' }}, {{ describe: done, forward: done, init: done }});
+"""
+
+
+def test_what_protocol_js_refuses(tmp_path: Path) -> None:
+    """What is none of PROTOCOL.md is a bad request; what `hello` did not offer is unsupported."""
+    if shutil.which("node") is None:
+        pytest.skip("it needs Node")
+    script = tmp_path / "port.mjs"
+    script.write_text(NODE_PORT.format(protocol=json.dumps((PORTS / "js" / "protocol.js").as_uri())), encoding="utf-8")
+    init = {"op": "init", "dtype": "F32"}
+    cases: list[tuple[dict[str, str], str]] = [
+        ({"op": "forward", "mode": "eval"}, "ok"),
+        ({"op": "forward", "mode": "test"}, "bad_request"),
+        ({"op": "forward"}, "bad_request"),
+        ({"op": "forward", "mode": "train"}, "train"),
+        ({"op": "describe", "dtype": "F32"}, "ok"),
+        ({"op": "describe", "dtype": "F31"}, "bad_request"),
+        ({"op": "describe"}, "bad_request"),
+        ({"op": "describe", "dtype": "F64"}, "F64"),
+        ({**init, "seed": "3"}, "ok"),
+        ({**init, "seed": "-3"}, "bad_request"),
+        (init, "bad_request"),
+        ({"op": "backward", "mode": "test"}, "backward"),
+    ]
+    with running(["node", str(script)]) as client:
+        for metadata, due in cases:
+            said, _ = client.ask(metadata)
+            assert due in said.values(), (metadata, said)
 
 
 @pytest.mark.parametrize("way", ["stop", "end", "cut off"])

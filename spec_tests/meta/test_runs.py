@@ -76,7 +76,7 @@ def test_a_hostile_directory(tmp_path: Path) -> None:
     ended = mdnc_spec(*run_arguments("py:block:Wrong", "--clause", "1.1", "-n", "2"), cwd=folder, env=env)
     assert ended.status == 1, ended.out + ended.err
     assert set(ended.failures()) == {"1.1"}
-    assert sorted(p.name for p in folder.iterdir() if p.name not in ("__pycache__", ".venv")) == sorted(hostile)
+    assert sorted(p.name for p in folder.iterdir() if p.name != ".venv") == sorted(hostile)
 
 
 @pytest.mark.slow
@@ -282,8 +282,7 @@ def test_a_reader_that_goes_away(arguments: list[str], tmp_path: Path) -> None:
     process.stdout.close()
     told = process.stderr.read().decode()
     process.stderr.close()
-    status = process.wait(60)
-    assert status == 0 or (status == 3 and arguments[0] == "list")
+    assert process.wait(60) == 0
     assert told == ""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from spec_tests.report.model import FILE, Report
@@ -36,6 +36,12 @@ def write_report(report: Report, folder: Path) -> Path:
     }
     write_all(folder, texts)
     return folder / PAGE
+
+
+def overwritten(folder: Path, inputs: Iterable[Path]) -> bool:
+    """Whether a report that is written into the folder would replace one of these, each a folder or a file."""
+    files = {(path / FILE if path.is_dir() else path).resolve() for path in inputs}
+    return (folder / FILE).resolve() in files
 
 
 def check_writable(folder: Path) -> None:

@@ -315,7 +315,9 @@ def _missing(shards: Iterable[tuple[int, int] | None]) -> list[str]:
 def _run(report: Report) -> tuple[Any, ...]:
     """What shards of one run have in common, but for the device, which is not known of one without a test."""
     of = report.shard[1] if report.shard else 0
-    return report.subject, report.profile, report.seed, report.clauses, report.specification, of
+    # A shard is every so many-th test: between those of two versions, some could be left to nobody.
+    version = report.versions.get("mdnc-spec")
+    return report.subject, report.profile, report.seed, report.clauses, report.specification, version, of
 
 
 def merged(reports: Sequence[Report]) -> list[Report]:
@@ -334,7 +336,7 @@ def merged(reports: Sequence[Report]) -> list[Report]:
 def _merged(parts: Sequence[Report]) -> Report:
     verdict, first = merge(parts), parts[0]
     known = {test for part in parts for test in part.known}
-    told = next((part.diagnosis for part in parts if part.diagnosis.lines), Diagnosed())
+    told = max((part.diagnosis for part in parts), key=lambda one: (one.certain, bool(one.lines)))
     whole = Report(
         verdict,
         first.subject,

@@ -6,6 +6,9 @@ import importlib
 import importlib.util
 import os
 import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from spec_tests.subjects.base import Subject, SubjectError
 from spec_tests.subjects.staying import staying
@@ -28,6 +31,16 @@ def check_designator(designator: str) -> tuple[str, list[str]]:
     if scheme != "py" or not all(part.isidentifier() for part in [*module.split("."), *name.split(".")]):
         raise ValueError(f"--subject {designator!r} is no designator; allowed is {ALLOWED}")
     return scheme, [module, name]
+
+
+@contextmanager
+def _writing_nothing() -> Iterator[None]:
+    """Python leaves no __pycache__ beside the user's modules."""
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
 
 
 def load_subject(designator: str, timeouts: str = "", device: str = "cpu") -> Subject:
@@ -54,7 +67,7 @@ def load_subject(designator: str, timeouts: str = "", device: str = "cpu") -> Su
     if importlib.util.find_spec("torch") is None:
         raise SubjectError(f"{designator} needs torch, which is not installed; install mdnc-spec[torch]")
     try:
-        with staying():
+        with staying(), _writing_nothing():
             found: object = importlib.import_module(module_name)
             for part in name.split("."):
                 found = getattr(found, part)

@@ -32,7 +32,7 @@ export class InvalidInput extends Error {
   code = 'invalid_input';
 }
 
-/** A tensor of the request is missing, is one too many, or has another shape or type than is due. */
+/** A tensor is missing, one too many, or of another shape or type than is due; or a `mode`, `dtype` … is no such. */
 export class BadRequest extends Error {
   code = 'bad_request';
 }
@@ -103,8 +103,22 @@ function writeReply(metadata, tensors = {}) {
   write(Buffer.concat([head, text, ...parts]));
 }
 
-/** Raise Unsupported if the request asks for what `hello` does not offer. */
-function checkOffered(hello, { mode, dtype }, tensors) {
+/** What the metadata of each op must have. */
+const NEEDED = { forward: ['mode'], backward: ['mode'], describe: ['dtype'], init: ['dtype', 'seed'] };
+/** What PROTOCOL.md allows there, whether or not a port offers it. */
+const WRITTEN = {
+  mode: /^(train|eval)$/,
+  dtype: /^(F32|F64|BF16)$/,
+  seed: /^[0-9]+$/,
+};
+
+/** Throw BadRequest for what PROTOCOL.md does not have, and Unsupported for what `hello` does not offer. */
+function checkRequest(hello, metadata, tensors) {
+  const { op, mode, dtype } = metadata;
+  for (const key of NEEDED[op] ?? []) {
+    const due = WRITTEN[key];
+    if (!due.test(metadata[key] ?? '')) throw new BadRequest(`${key} is ${metadata[key]}; due is ${due}`);
+  }
   if (mode !== undefined && !hello.modes.split(',').includes(mode)) throw new Unsupported(mode);
   const types = [dtype, ...Object.values(tensors).map((tensor) => tensor.dtype)];
   const offered = hello.dtypes.split(',');
@@ -139,7 +153,7 @@ export async function serve(hello, operations) {
     const { id, op } = metadata;
     try {
       if (!Object.hasOwn(known, op)) throw new Unsupported(op);
-      checkOffered(hello, metadata, tensors);
+      checkRequest(hello, metadata, tensors);
       const reply = await known[op](metadata, tensors);
       writeReply({ id, status: 'ok', ...reply.metadata }, reply.tensors);
     } catch (error) {

@@ -539,7 +539,10 @@ fn describe(request: &Message) -> Outcome<Message> {
         reply.say(&key, format!("{} {}", if entry.counter { "I64" } else { dtype }, show(&entry.shape)));
     }
     if let Some(shape) = request.get("shape") {
-        let shape = block.output_shape(&list(shape.trim_matches(['[', ']'])), false)?;
+        let inner = shape.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+        let sizes = inner.filter(|inner| inner.bytes().all(|byte| byte.is_ascii_digit() || byte == b','));
+        let sizes = sizes.ok_or_else(|| BadRequest(format!("shape is {shape:?}")))?;
+        let shape = block.output_shape(&list(sizes), false)?;
         reply.say("out", format!("{dtype} {}", show(&shape)));
     }
     Ok(reply)
@@ -656,10 +659,30 @@ fn hello() -> Message {
     reply
 }
 
-fn answer(op: &str, request: &Message) -> Outcome<Message> {
-    if let Some(mode) = request.get("mode").filter(|mode| !["train", "eval"].contains(mode)) {
-        return Err(Unsupported(mode.to_string()));
+/// What PROTOCOL.md does not have is a bad request.
+fn check(op: &str, request: &Message) -> Outcome<()> {
+    let needed: &[&str] = match op {
+        "forward" | "backward" => &["mode"],
+        "describe" => &["dtype"],
+        "init" => &["dtype", "seed"],
+        _ => &[],
+    };
+    for key in needed {
+        let text = request.get(key).unwrap_or("");
+        let written = match *key {
+            "mode" => ["train", "eval"].contains(&text),
+            "dtype" => ["F32", "F64", "BF16"].contains(&text),
+            _ => !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()),
+        };
+        if !written {
+            return Err(BadRequest(format!("{key} is {text:?}")));
+        }
     }
+    Ok(())
+}
+
+fn answer(op: &str, request: &Message) -> Outcome<Message> {
+    check(op, request)?;
     let types = request.tensors.values().map(|tensor| tensor.dtype.as_str()).chain(request.get("dtype"));
     if types.clone().any(|dtype| dtype == "BF16") {
         return Err(Unsupported("BF16".to_string()));
