@@ -158,7 +158,8 @@ def run_torch(
     tensor = torch.from_numpy(x).to(dtype).contiguous(memory_format=layout).requires_grad_(backward)
     with own_kernels(dtype):
         y = wrap(block)(tensor)
-        if backward:
+    if backward:
+        with own_kernels(dtype, tensor):
             y.backward(torch.from_numpy(dy).to(dtype))
     found = {"y": y, **dict(block.named_buffers())}
     if backward:
@@ -189,7 +190,9 @@ def _folded(*call: Any) -> Arrays:
 def _compiled(*call: Any) -> Arrays:
     # Beyond the limit torch would fall back to the interpreter, and prove nothing.
     torch._dynamo.config.recompile_limit = 1000
-    return run_torch(*call, wrap=lambda block: torch.compile(block, dynamic=False))
+    # Inductor chooses channels_last, whose gradients oneDNN computes wrongly on some processors (`own_kernels`).
+    with torch.backends.mkldnn.flags(enabled=False):
+        return run_torch(*call, wrap=lambda block: torch.compile(block, dynamic=False))
 
 
 def compiler_problem() -> str:

@@ -29,8 +29,8 @@ from spec_tests.subjects import load_subject
 from spec_tests.subjects.in_process import TorchBlock, TorchSubject, _translated
 
 
-def test_bfloat16_is_not_computed_by_onednn() -> None:
-    """A right block whose convolution oneDNN spoils on some processors; elsewhere its setting shows it."""
+def test_what_is_not_computed_by_onednn() -> None:
+    """Of bfloat16, a right block whose convolution oneDNN spoils on some processors; elsewhere its setting shows it."""
     config = BlockConfig.of(5, 1, kernel_size=(1, 3), stride=(1, 3), padding=(0, 1), normalizer="null")
     settings, before = [], torch.backends.mkldnn.enabled
 
@@ -50,6 +50,9 @@ def test_bfloat16_is_not_computed_by_onednn() -> None:
         assert found.ok, found
         block.backward(case.x(), case.dy(), False)
     assert settings == [False] * 3 + [before] * 3
+    settings.clear()
+    block.backward(np.asarray(case.x(), order="F"), case.dy(), False)
+    assert settings == [before, False], "on the way back of an x in another order"
     assert torch.backends.mkldnn.enabled == before
 
 

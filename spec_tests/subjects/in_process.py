@@ -46,18 +46,23 @@ def _not_compiled() -> Any:
 
 
 @contextmanager
-def own_kernels(dtype: torch.dtype) -> Iterator[None]:
-    """In bfloat16 torch's own kernels compute: the block is judged, not oneDNN, which is no part of it.
+def own_kernels(dtype: torch.dtype, *given: torch.Tensor) -> Iterator[None]:
+    """Torch's own kernels compute, in bfloat16 and on the way back of what is given in another order in memory.
+
+    The block is judged, not oneDNN, which is no part of it.
 
     A backward pass chooses its kernels anew.
 
     The convolutions of oneDNN in bfloat16, as torch 2.13 calls them, read memory that they did not write on some
     processors: for x of shape (2, 5, 6, 1) and w of shape (5, 5, 1, 3), conv2d(x, w, stride=(1, 3), padding=(0, 1))
-    is wrong by more than 4 where its numbers are of size 1. torch's own kernels are right.
+    is wrong by more than 4 where its numbers are of size 1. torch's own kernels are right. Where a processor has AVX2 and
+    no more, the gradient of a weight (6, 4, 1, 1) with the stride (1, 2) for an x (2, 4, 5, 6) in channels_last writes
+    over memory that is not its own, and the process ends, sometimes.
     """
     onednn = torch.backends.mkldnn
     before = onednn.enabled
-    onednn.enabled = before and dtype != torch.bfloat16  # type: ignore[assignment]
+    plain = dtype != torch.bfloat16 and all(tensor.is_contiguous() for tensor in given)
+    onednn.enabled = before and plain  # type: ignore[assignment]
     try:
         yield
     finally:
@@ -268,7 +273,7 @@ class TorchBlock(Block):
         with _translated(doing), self._given(x, dy) as (given, arriving):
             self.module.zero_grad(set_to_none=True)
             y = self._called(given.requires_grad_(of_input), training)
-            with own_kernels(self.dtype), _unalarmed(self.device):
+            with own_kernels(self.dtype, given, arriving), _unalarmed(self.device):
                 y.backward(arriving)  # type: ignore[no-untyped-call]
             found = {name: p.grad for name, p in self.module.named_parameters() if p.grad is not None}
             return y, given.grad, {name: _array(grad, f"the gradient of {name}") for name, grad in found.items()}
