@@ -55,9 +55,9 @@ def own_kernels(dtype: torch.dtype, *given: torch.Tensor) -> Iterator[None]:
 
     The convolutions of oneDNN in bfloat16, as torch 2.13 calls them, read memory that they did not write on some
     processors: for x of shape (2, 5, 6, 1) and w of shape (5, 5, 1, 3), conv2d(x, w, stride=(1, 3), padding=(0, 1))
-    is wrong by more than 4 where its numbers are of size 1. torch's own kernels are right. Where a processor has AVX2 and
-    no more, the gradient of a weight (6, 4, 1, 1) with the stride (1, 2) for an x (2, 4, 5, 6) in channels_last writes
-    over memory that is not its own, and the process ends, sometimes.
+    is wrong by more than 4 where its numbers are of size 1. torch's own kernels are right. Where a processor has AVX2
+    and no more, the gradient of a weight (6, 4, 1, 1) with the stride (1, 2) for an x (2, 4, 5, 6) in channels_last
+    writes over memory that is not its own, and the process ends, sometimes.
     """
     onednn = torch.backends.mkldnn
     before = onednn.enabled
