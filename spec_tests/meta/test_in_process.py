@@ -184,7 +184,7 @@ def test_an_output_that_is_no_array(name: str) -> None:
     [
         (odd_blocks.Raises, lambda b: b.forward(X), "Unprintable, whose message cannot be read"),
         (odd_blocks.Leaves, lambda b: b.forward(X), "SystemExit: os._exit(0) (at "),
-        (odd_blocks.NoTrain, lambda b: b.forward(X), "KeyError: True"),
+        (odd_blocks.NoTrain, lambda b: b.forward(X, False), "KeyError: False"),
         (odd_blocks.NoTrain, lambda b: b.set_mode(True), "KeyError: True"),
         (odd_blocks.CopyNone, TorchBlock.copy, "what that gives is None, not a torch.nn.Module"),
         (odd_blocks.StateNone, TorchBlock.state, "state_dict() is None, not a mapping"),
