@@ -159,6 +159,9 @@ def test_values_at_construction(subject: Subject, arguments: dict[str, Any], see
             rows = state[name].reshape(len(state[name]), -1)
             different = len(np.unique(rows, axis=0)) if rows.shape[1] > 1 else len(rows)
             holds("7.7", f"different filters of {name}", different == len(rows), different, f"all {len(rows)}", example)
+        for one, two in combinations([n for n, v in drawn.items() if v.size > 1], 2):
+            alike = np.array_equal(drawn[one], drawn[two])
+            holds("7.8", f"{one} and {two}", not alike, "equal values", "different values", example)
         scaled = {
             name: values * math.sqrt(fan_in[name.rpartition(".")[0]])
             for name, values in drawn.items()
@@ -168,9 +171,6 @@ def test_values_at_construction(subject: Subject, arguments: dict[str, Any], see
             lag = repetition(scaled[one], scaled[two], one == two)
             words = f"{one}, shifted by {lag}, repeats itself" if one == two else f"{two}, shifted by {lag}, is {one}"
             holds("7.7", "the drawn numbers", lag is None, words, "independent ones", example)
-        for one, two in combinations([n for n, v in drawn.items() if v.size > 1], 2):
-            alike = np.array_equal(drawn[one], drawn[two])
-            holds("7.8", f"{one} and {two}", not alike, "equal values", "different values", example)
 
 
 @pytest.mark.clause("7.7")
