@@ -77,6 +77,17 @@ class BadArgument:
     def arguments(self) -> dict[str, Any]:
         return {"in_planes": 2, "out_planes": 3, self.argument: self.value}
 
+    def wrong_entries(self) -> list[Any]:
+        """Of a sequence, the entries that would be refused alone too."""
+        return [entry for entry in self.value if self._refused(entry)] if isinstance(self.value, (tuple, list)) else []
+
+    def _refused(self, value: Any) -> bool:
+        try:
+            BlockConfig.of(**{**self.arguments(), self.argument: value})
+        except (TypeError, ValueError):
+            return True
+        return False
+
 
 def bad_arguments() -> Iterator[BadArgument]:
     """Every kind of refused argument (clauses 1.2 to 1.16)."""

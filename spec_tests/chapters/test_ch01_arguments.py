@@ -220,8 +220,7 @@ def test_messages_of_refusals(subject: Subject, argument: str) -> None:
         for word in (argument, *allowed):
             holds("1.18", what, word in message, message, f"a message with {word!r} in it", example)
         # Of a pair, the wrong entry says as much as both.
-        entries = bad.value if isinstance(bad.value, (tuple, list)) else ()
-        words = [subject.spelled(value) for value in (bad.value, *entries)]
+        words = [subject.spelled(value) for value in (bad.value, *bad.wrong_entries())]
         told = any(word in message for word in words)
         holds("1.18", what, told, message, f"a message with {words[0]!r} in it", example)
 

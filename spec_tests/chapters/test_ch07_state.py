@@ -93,8 +93,10 @@ def constants(config: BlockConfig) -> dict[str, tuple[str, str, float]]:
     return {name: CONSTANTS[key] for name, key in keys.items() if key in CONSTANTS}
 
 
+# Each of two equal numbers was rounded a few times in float32, relative to its range: at most four are granted.
+ROUNDED = 8 * 2.0**-24
 REPEATED = 6
-"""So many numbers in a row, up to 2^-21 of their range, do not come twice by chance: once in 2^114 pairs of places."""
+"""So many numbers in a row do not come twice by chance: at two places once in ROUNDED^6, which is 2^-126."""
 
 
 def repetition(one: Array, two: Array, same: bool) -> int | None:
@@ -103,7 +105,7 @@ def repetition(one: Array, two: Array, same: bool) -> int | None:
     Both are of one axis, and uniform on [-1, 1]; of long ones the beginnings are compared.
     """
     one, two = one[:200].astype(np.float64), two[:200].astype(np.float64)
-    at, there = np.nonzero(np.abs(one[:, None] - two[None, :]) < 2.0**-21)
+    at, there = np.nonzero(np.abs(one[:, None] - two[None, :]) < ROUNDED)
     lags, counts = np.unique(at - there, return_counts=True)
     lag: int
     for lag, count in zip(lags.tolist(), counts.tolist(), strict=True):

@@ -61,6 +61,16 @@ def test_bad_arguments_are_refused(bad: BadArgument) -> None:
     assert f"`{bad.argument}`" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("value", "wrong"),
+    [((1, True), [True]), ((2.0, 1), [2.0]), ([1, -1], [-1]), ((-1, 1), [-1]), ((1, 2, 3), []), ((), []), (0, [])],
+)
+def test_the_wrong_entries_of_a_pair(value: Any, wrong: list[Any]) -> None:
+    """A message that names the right one alone does not tell what it got."""
+    found = BadArgument("kernel_size", value, "").wrong_entries()
+    assert list(map(repr, found)) == list(map(repr, wrong))
+
+
 def test_the_other_arguments_of_a_bad_one_are_good() -> None:
     """A refusal can be for the bad argument only."""
     for argument in BlockConfig(1, 1).arguments():

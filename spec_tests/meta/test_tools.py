@@ -211,6 +211,27 @@ def test_how_a_tool_ends(code: str, status: int, words: str, tmp_path: Path) -> 
     assert (done.returncode, done.stderr) == (status, words)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+@pytest.mark.parametrize(("wait", "times"), [(1e9, 1), (0.0, 2)])
+def test_signals_that_are_one_wish(wait: float, times: int, tmp_path: Path) -> None:
+    """Ctrl-C that a parent passes on as SIGTERM interrupts once; what comes later is another wish."""
+    code = f"""
+import os, signal
+from spec_tests import signals
+signals.ONE_WISH = {wait}
+signals.interrupt_once()
+for number in (signal.SIGINT, signal.SIGTERM):
+    try:
+        os.kill(os.getpid(), number)
+    except KeyboardInterrupt:
+        print("interrupted")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "interrupted\n" * times, "")
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
 def test_ctrl_c_in_a_campaign(tmp_path: Path) -> None:
