@@ -105,7 +105,7 @@ class ShiftedStream(Block):
 
     def __init__(self, *positional: Any, **named: Any) -> None:
         super().__init__(*positional, **named)
-        stream = torch.rand(100_000, generator=torch.Generator().manual_seed(torch.initial_seed()))
+        stream = torch.rand(100_000, generator=torch.Generator().manual_seed(int(torch.randint(2**31, ()))))
         drawn = [p for conv in layers(self, nn.Conv2d) for p in conv.parameters()]
         fan_in = [conv.weight[0].numel() for conv in layers(self, nn.Conv2d) for _ in conv.parameters()]
         with torch.no_grad():
