@@ -44,6 +44,7 @@ class Collector:
         self.scope(*news.get("scope", ((), ())))
         self.verdict.subject.update(news.get("subject", {}))
         self.verdict.stopped |= news.get("stopped", False)
+        self.complain(news.get("conduct", []))
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:

@@ -25,8 +25,10 @@ HEADER = (
     "# test id | clause | outcome | message prefix | link\n# Each line needs a link or another reason at its end.\n"
 )
 OUTCOMES = ("failed", "errored")
-# What is wrong with how a port ends is the failure of no test and no clause.
+# What is wrong with how a port behaves beside its calls is the failure of no test and no clause. An entry is about one
+# rule of PROTOCOL.md, `conduct:arguments`, or about how the port stops, `conduct`.
 CONDUCT = "conduct"
+_RULE = re.compile(r"([a-z]+): ")
 WRITTEN = 80
 # In a message: where in a block's code an error was raised.
 _PLACE = re.compile(r" \(at [^()]+:\d+, in [^()]+\)")
@@ -81,6 +83,12 @@ def read(path: Path) -> list[Known]:
     return list(found.values())
 
 
+def conduct_test(complaint: str) -> str:
+    """What stands for a test in an entry about the conduct."""
+    rule = _RULE.match(complaint)
+    return f"{CONDUCT}:{rule[1]}" if rule else CONDUCT
+
+
 def failures(verdict: Verdict) -> list[Known]:
     """What a file would have to say of a run: each broken MUST clause, each error, and the conduct."""
     found = []
@@ -90,9 +98,16 @@ def failures(verdict: Verdict) -> list[Known]:
             continue
         clause = failure.clause or outcome.clauses[0]
         found.append(Known(outcome.test, clause, outcome.status, _plain(f"{failure.what}: {failure.got}"), ""))
-    if verdict.conduct:
-        found.append(Known(CONDUCT, CONDUCT, "failed", _plain("; ".join(verdict.conduct)), ""))
+    by_rule: dict[str, list[str]] = {}
+    for complaint in verdict.conduct:
+        by_rule.setdefault(conduct_test(complaint), []).append(complaint)
+    found += [Known(test, CONDUCT, "failed", _plain("; ".join(told)), "") for test, told in by_rule.items()]
     return found
+
+
+def _conduct_judged(entry: Known, verdict: Verdict) -> bool:
+    """Whether the run judged what an entry says of the conduct: odd messages are for runs of all clauses."""
+    return entry.test == CONDUCT or verdict.tested <= verdict.selected
 
 
 def _advice(entry: Known) -> bool:
@@ -190,8 +205,8 @@ def left_by_all(shards: Iterable[Iterable[Known]], verdict: Verdict) -> list[str
 def _absent(entry: Known, outcome: TestOutcome | None, verdict: Verdict) -> str:
     """What is to be said of an entry whose test did not fail; nothing where the run left it out."""
     where = f"line {entry.line}: {entry.test}"
-    if entry.test == CONDUCT and not verdict.interrupted and not verdict.stopped:
-        return f"unexpected pass, {where}: the port ended as it must; remove the line"
+    if entry.clause == CONDUCT and _conduct_judged(entry, verdict) and not verdict.interrupted and not verdict.stopped:
+        return f"unexpected pass, {where}: the port behaved as it must; remove the line"
     if outcome is not None and outcome.status == "passed":
         return f"unexpected pass, {where} passes; remove the line"
     if outcome is not None:
@@ -250,7 +265,9 @@ def write(path: Path, verdict: Verdict, before: Sequence[Known] = ()) -> int:
             entries[failure.test] = Known(failure.test, failure.clause, failure.outcome, short, link)
     ran = {outcome.test for outcome in verdict.outcomes}
     for entry in known.values():
-        left_out = verdict.shard or (entry.test != CONDUCT and entry.clause not in verdict.selected)
+        left_out = verdict.shard or (
+            not _conduct_judged(entry, verdict) if entry.clause == CONDUCT else entry.clause not in verdict.selected
+        )
         if entry.test not in ran and left_out:
             entries.setdefault(entry.test, entry)
     text = HEADER + "".join(f"{entry}\n" for entry in entries.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import shlex
 import tempfile
 import time
 import zlib
@@ -177,10 +178,27 @@ def subject(request: pytest.FixtureRequest) -> Generator[Subject, None, None]:
         _stop(request.session, str(error))
         raise
     request.config.stash[ABOUT] = _about(found)
+    request.config.stash[CONDUCT] = _conduct(found, request.config)
     few = strategies.FEW_SHAPES if found.compiles else strategies.Sizes()
     with numeric.arithmetic(found.arithmetic), strategies.sizes(few):
         yield found
-    request.config.stash[CONDUCT] = found.close()
+    request.config.stash[CONDUCT] = request.config.stash[CONDUCT] + found.close()
+
+
+def _conduct(subject: Subject, config: pytest.Config) -> list[str]:
+    """What is wrong beside the calls; asked once in a run of all clauses, whatever its workers, shards and rounds."""
+    worker = getattr(config, "workerinput", {}).get("workerid", "gw0")
+    shard = config.getoption("shard").partition("/")[0]
+    if worker != "gw0" or shard not in ("", "1") or config.getoption("clause") or config.getoption("drawn"):
+        return []
+    found = []
+    for complaint, request in subject.conduct():
+        rule = complaint.partition(":")[0]
+        saved = _written(config, f"conduct-{rule}", request)
+        again = shlex.join(["mdnc-spec", "replay", saved, "--subject", config.getoption("subject")])
+        how = f"\nreplay   {again if Path(saved).is_file() else saved}" if saved else ""
+        found.append(complaint + how)
+    return found
 
 
 def _stop(session: pytest.Session, why: str) -> None:
@@ -307,10 +325,14 @@ def _again(config: pytest.Config) -> tuple[str, ...]:
 
 def _saved(item: pytest.Item, request: bytes) -> str:
     """Save the request of a failed call; return the path, or why there is none."""
+    return _written(item.config, f"{_cited(item)[0]}-{item.name}", request)
+
+
+def _written(config: pytest.Config, told: str, request: bytes) -> str:
     if not request:
         return ""
-    folder = Path(item.config.getoption("requests") or tempfile.gettempdir())
-    name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{_cited(item)[0]}-{item.name}").strip("-")
+    folder = Path(config.getoption("requests") or tempfile.gettempdir())
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", told).strip("-")
     path = folder / f"{name}.request"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -368,7 +390,7 @@ def pytest_runtest_makereport(
 
 def _news(config: pytest.Config) -> dict[str, Any]:
     """What this process knows of the run and has not told yet: a worker that is interrupted tells nothing later."""
-    keys: dict[str, pytest.StashKey[Any]] = {"scope": SCOPE, "subject": ABOUT, "stopped": STOPPED}
+    keys: dict[str, pytest.StashKey[Any]] = {"scope": SCOPE, "subject": ABOUT, "stopped": STOPPED, "conduct": CONDUCT}
     known = {name: config.stash[key] for name, key in keys.items() if key in config.stash}
     told = config.stash.get(TOLD, {})
     config.stash[TOLD] = known

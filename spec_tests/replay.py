@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from spec_tests.config import BlockConfig, render_call
+from spec_tests.due import MODES, NEEDED, TYPES, Due, answer_due, entry_text, input_shape, state_entries
 from spec_tests.numeric import ARITHMETIC, arithmetic
 from spec_tests.oracle import Bounded, Forward, forward, judge, suspects, vjp
 from spec_tests.streams import say
 from spec_tests.subjects import load_subject
-from spec_tests.subjects.base import Array, Crashed, Refused, SubjectError
-from spec_tests.subjects.process import shown
-from spec_tests.subjects.stdio import StdioSubject
-from spec_tests.subjects.wire import LONG_NAMES, Header, WireError, arguments, parse_entry, read_message, text
+from spec_tests.subjects.base import Array, SubjectError
+from spec_tests.subjects.process import PortError, shown
+from spec_tests.subjects.stdio import StdioSubject, answered
+from spec_tests.subjects.wire import ID_DIGITS, LONG_NAMES, Header, WireError, arguments, read_message
 from spec_tests.verdict import BROKEN, CONFORMS, NOT_JUDGED
 
-# What can be replayed, and what a request must say for it.
-OPS = {"describe": ("dtype",), "init": ("dtype", "seed"), "forward": ("mode",), "backward": ("mode",)}
-TYPES = ("F32", "F64", "BF16")
+_ID = re.compile(rf"[0-9]{{{ID_DIGITS}}}")
+_ANSWERS = ("ok", "invalid_input", "bad_request", "unsupported")
 # Whether something of a reply is right, and how that is told.
 Told = tuple[bool, str]
 
@@ -28,18 +29,6 @@ Told = tuple[bool, str]
 def _tensors(header: Header) -> Iterator[str]:
     for name, tensor in header.tensors.items():
         yield f"  {shown(name, 60):<28} {tensor.dtype:<5}{list(tensor.shape)}"
-
-
-def _entry(dtype: str, shape: tuple[int, ...]) -> str:
-    return f"{dtype} {text(shape)}"
-
-
-def _due(config: BlockConfig, dtype: str) -> dict[str, str]:
-    """The entries of the state as `describe` and `init` must have them, with the prefix ``p.`` or ``b.``."""
-    return {
-        f"{'b' if name in config.buffers() else 'p'}.{name}": _entry("I64" if shape == () else dtype, shape)
-        for name, shape in config.state().items()
-    }
 
 
 def _entries(got: Mapping[str, str], due: Mapping[str, str]) -> Iterator[Told]:
@@ -54,23 +43,16 @@ def described(request: Header, config: BlockConfig, reply: Header) -> Iterator[T
     prefixes = {"param": "p", "buffer": "b"}
     parts = [(*key.partition("."), value) for key, value in reply.metadata.items()]
     got = {f"{prefixes[role]}.{name}": value for role, _, name, value in parts if role in prefixes}
-    yield from _entries(got, _due(config, dtype))
+    yield from _entries(got, state_entries(config, dtype))
     if "shape" in request.metadata:
-        shape = config.output_shape(_shape(request))
-        yield from _entries({"out": reply.metadata.get("out", "missing")}, {"out": _entry(dtype, shape)})
-
-
-def _shape(request: Header) -> tuple[int, ...]:
-    """The shape of the input of which a request speaks. Raises WireError if its text is none."""
-    if "x" in request.tensors:
-        return request.tensors["x"].shape
-    return parse_entry(f"F32 {request.metadata['shape']}")[1]
+        shape = config.output_shape(input_shape(request))
+        yield from _entries({"out": reply.metadata.get("out", "missing")}, {"out": entry_text(dtype, shape)})
 
 
 def made(request: Header, config: BlockConfig, reply: Header, tensors: Mapping[str, Array]) -> Iterator[Told]:
     """The reply to `init`: types and shapes, and the values that chapter 7 fixes."""
-    got = {name: _entry(tensor.dtype, tensor.shape) for name, tensor in reply.tensors.items()}
-    due = _due(config, request.metadata["dtype"])
+    got = {name: entry_text(tensor.dtype, tensor.shape) for name, tensor in reply.tensors.items()}
+    due = state_entries(config, request.metadata["dtype"])
     layers = {layer.name: layer for layer in config.layers()}
     for good, words in _entries(got, due):
         name = words.partition(":")[0]
@@ -130,70 +112,65 @@ def computed(
         yield good, words
 
 
-def refusable(request: Header) -> str:
-    """Why the specification refuses a request; empty if it takes it."""
+def _asked(subject: StdioSubject, request: Header, given: Mapping[str, Array], message: bytes) -> int:
+    offers = {key: subject.said(key) for key in ("ops", "modes", "dtypes")}
+    wanted = answer_due(request, offers)
     try:
-        config = BlockConfig.of(**arguments(request.metadata))
-    except (TypeError, ValueError) as error:
-        return str(error)
-    if request.metadata["op"] == "init" or ("shape" not in request.metadata and "x" not in request.tensors):
-        return "" if request.metadata["op"] in ("describe", "init") else "x is missing"
-    if "x" in request.tensors and request.tensors["x"].dtype in ("I64", "BOOL"):
-        return f"x is {request.tensors['x'].dtype}"
-    training = request.metadata.get("mode") == "train"
-    try:
-        shape = _shape(request)
-        out = config.output_shape(shape)
-    except ValueError as error:
-        return str(error)
-    layer = config.single_element_norm(shape, training)
-    if layer is not None:
-        return f"{layer.name} meets a single element"
-    return "" if request.metadata["op"] == "describe" else _unfit(request, config, out)
-
-
-def _unfit(request: Header, config: BlockConfig, out: tuple[int, ...]) -> str:
-    """Which tensors of a `forward` or `backward` are not what `describe` says."""
-    dtype = request.tensors["x"].dtype
-    due = _due(config, dtype)
-    due["x"] = _entry(dtype, request.tensors["x"].shape)
-    if request.metadata["op"] == "backward":
-        due["dy"] = _entry(dtype, out)
-    got = {name: _entry(tensor.dtype, tensor.shape) for name, tensor in request.tensors.items()}
-    wrong = sorted(name for name in {**due, **got} if got.get(name) != due.get(name))
-    return f"missing, too many or of another shape or type: {', '.join(wrong)}" if wrong else ""
-
-
-def _asked(subject: StdioSubject, request: Header, given: Mapping[str, Array]) -> int:
-    metadata = {key: value for key, value in request.metadata.items() if key not in ("id", "bytes")}
-    tensors = {name: (tensor.dtype, given[name]) for name, tensor in request.tensors.items()}
-    reason = refusable(request)
-    try:
-        reply, got = subject.ask(metadata, tensors, metadata["op"])
-    except Refused as refusal:
-        say(f"reply {refusal.message}")
-        say(f"verdict: as it must be: {reason}" if reason else "verdict: wrong: the specification takes this request")
-        return CONFORMS if reason else BROKEN
-    except Crashed as crash:
-        say(f"reply none that counts: {crash.error}")
-        say("verdict: wrong" + (f"; it must be refused: {reason}" if reason else ""))
+        reply, got = subject.send(bytearray(message))
+    except PortError as error:
+        say(f"reply none that counts: {error}")
+        say("verdict: wrong" + (f"; due is {wanted.answer}: {wanted.why}" if wanted.why else ""))
         return BROKEN
-    say("reply ok")
+    answer, words = answered(reply.metadata)
+    counts = answer in _ANSWERS
+    say(f"reply {words}" if counts else f"reply none that counts: the port answered {words}{subject.said_meanwhile()}")
     for line in _tensors(reply):
         say(line)
     # An empty batch may be refused, and may be taken (3.10).
     empty = "x" in given and given["x"].ndim == 4 and len(given["x"]) == 0
-    if reason and not empty:
-        say(f"verdict: wrong: it must be refused: {reason}")
+    if answer == wanted.answer == "unsupported":
+        say(f"verdict: as it must be: the port does not offer {wanted.feature}")
+        return _named(wanted, reply)
+    if answer == wanted.answer != "ok":
+        say(f"verdict: as it must be: {wanted.why}")
+        return CONFORMS
+    if wanted.answer != "ok" and not (empty and answer == "ok"):
+        must = "unsupported" if wanted.answer == "unsupported" else f"refused as {wanted.answer}"
+        say(f"verdict: wrong: it must be {must}: {wanted.why}")
         return BROKEN
-    config = BlockConfig.of(**arguments(metadata))
+    if answer != "ok":
+        say("verdict: wrong: the specification takes this request")
+        return BROKEN
+    return _judged_reply(subject, request, given, reply, got, empty)
+
+
+def _named(wanted: Due, reply: Header) -> int:
+    """The status for something that is not offered: nothing was judged, unless no port could offer it."""
+    feature = reply.metadata.get("feature", "")
+    if feature != wanted.feature:
+        say(f"  WRONG feature: {shown(feature, 40)!r}; due is {wanted.feature!r}")
+        return BROKEN
+    return NOT_JUDGED if feature in (*NEEDED, *MODES, *TYPES) else CONFORMS
+
+
+def _judged_reply(
+    subject: StdioSubject,
+    request: Header,
+    given: Mapping[str, Array],
+    reply: Header,
+    got: Mapping[str, Array],
+    empty: bool,
+) -> int:
+    """The verdict on a reply `ok` that is due."""
+    config = BlockConfig.of(**arguments(request.metadata))
     with arithmetic(subject.arithmetic):
         if empty:
-            due = (0, config.out_planes, *config.shortcut_size(given["x"].shape[2:]))
-            found = [(got.keys() == {"y"} and got["y"].shape == due, f"y: due is the shape {list(due)}, and no more")]
-        elif metadata["op"] == "describe":
+            shape = (0, config.out_planes, *config.shortcut_size(given["x"].shape[2:]))
+            right = got.keys() == {"y"} and got["y"].shape == shape
+            found = [(right, f"y: due is the shape {list(shape)}, and no more")]
+        elif request.metadata["op"] == "describe":
             found = list(described(request, config, reply))
-        elif metadata["op"] == "init":
+        elif request.metadata["op"] == "init":
             found = list(made(request, config, reply, got))
         else:
             found = list(computed(request, given, config, reply, got))
@@ -206,21 +183,16 @@ def _asked(subject: StdioSubject, request: Header, given: Mapping[str, Array]) -
 def _unusable(request: Header) -> str:
     """Why a message cannot be replayed; empty if it can."""
     op = request.metadata.get("op", "")
-    if op not in OPS:
-        return f"its op is {shown(op, 40)!r}; allowed are {', '.join(OPS)}"
-    lacks = [key for key in OPS[op] if key not in request.metadata]
-    if lacks:
-        return f"it lacks {', '.join(lacks)}"
-    for key, allowed in (("mode", ("train", "eval")), ("dtype", tuple(TYPES))):
-        if request.metadata.get(key, allowed[0]) not in allowed:
-            return f"its {key} is {shown(request.metadata[key], 40)!r}; allowed are {', '.join(allowed)}"
-    return ""
+    if op in ("", "hello", "stop"):
+        return f"its op is {op!r}; {'every run asks for that by itself' if op else 'it must have one'}"
+    return "" if _ID.fullmatch(request.metadata.get("id", "")) else "it has no id of 8 digits"
 
 
 def replay(file: Path, designator: str, timeouts: str) -> int:
     """Print the request, the reply and the verdict; return the exit status of the command."""
     try:
-        request, given = read_message(file.read_bytes())
+        message = file.read_bytes()
+        request, given = read_message(message)
         problem = _unusable(request)
     except (OSError, WireError) as error:
         problem = str(error)
@@ -247,14 +219,7 @@ def replay(file: Path, designator: str, timeouts: str) -> int:
         say(str(error))
         return NOT_JUDGED
     try:
-        offers = {"op": "ops", "mode": "modes", "dtype": "dtypes"}
-        lacks = [
-            value for key, value in request.metadata.items() if key in offers and value not in subject.said(offers[key])
-        ]
-        if lacks:
-            say(f"the port does not offer {', '.join(lacks)}")
-            return NOT_JUDGED
-        status = _asked(subject, request, given)
+        status = _asked(subject, request, given, message)
     finally:
         complaints = subject.close()
     for complaint in complaints:

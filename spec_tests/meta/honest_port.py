@@ -16,6 +16,7 @@ from typing import BinaryIO
 import numpy as np
 
 from spec_tests.config import BlockConfig
+from spec_tests.due import LARGEST_SEED, input_shape
 from spec_tests.generators import representable
 from spec_tests.oracle import BFLOAT16, FLOAT32, FLOAT64, Arith, forward, vjp
 from spec_tests.subjects import wire
@@ -122,7 +123,10 @@ class Port:
         for name, shape in config.buffers().items():
             found[f"buffer.{name}"] = f"{'I64' if shape == () else dtype} {wire.text(shape)}"
         if "shape" in header.metadata:
-            shape = tuple(int(n) for n in header.metadata["shape"].strip("[]").split(",") if n)
+            try:
+                shape = input_shape(header)
+            except wire.WireError as error:
+                raise Answer("error", code="bad_request", message=str(error)) from error
             found["out"] = f"{dtype} {wire.text(self.taken(config, shape, False, header))}"
         return found, {}
 
@@ -163,7 +167,10 @@ class Port:
 
     def init(self, header: wire.Header, _given: dict[str, Array]) -> tuple[dict[str, str], Tensors]:
         config, dtype = self.config(header), self.offered(header, "dtype")
-        rng = np.random.default_rng(int(header.metadata["seed"]))
+        seed = header.metadata.get("seed", "")
+        if not seed.isdecimal() or int(seed) > LARGEST_SEED:
+            raise Answer("error", code="bad_request", message=f"seed is {seed!r}")
+        rng = np.random.default_rng(int(seed))
         layers = {layer.name: layer for layer in config.layers()}
         found: Tensors = {}
         for name, shape in config.state().items():
@@ -199,8 +206,10 @@ class Port:
         self.started()
         while True:
             head = source.read(8)
-            if len(head) < 8:
+            if not head:
                 break
+            if len(head) < 8:
+                sys.exit("the input ends inside a request")
             header = wire.parse_header(source.read(int.from_bytes(head, "little")))
             given = wire.arrays(header, source.read(header.body))
             if header.metadata["op"] == "stop":

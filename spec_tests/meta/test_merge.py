@@ -105,7 +105,7 @@ def test_an_entry_that_every_shard_leaves_to_the_others_is_told() -> None:
     [whole] = merged(shards([NONE, CALM, OTHER], [NONE, CALM, OTHER]))
     assert whole.differences == (
         "matches nothing, line 4: t::none: the suite has no such test for clause 1.1; remove the line",
-        "unexpected pass, line 5: conduct: the port ended as it must; remove the line",
+        "unexpected pass, line 5: conduct: the port behaved as it must; remove the line",
     )
     assert whole.exit_status == 1
     assert whole.left == ()

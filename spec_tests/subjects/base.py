@@ -227,6 +227,10 @@ class Subject(ABC):
     def begin_test(self) -> None:  # noqa: B027 -- most subjects have nothing to do
         """The plugin calls this before each test."""
 
+    def conduct(self) -> list[tuple[str, bytes]]:
+        """Try what no call of a block leads to; what was wrong, each with the request that showed it, if any."""
+        return []
+
     def close(self) -> list[str]:
         """End the subject; return what was wrong with how it ended."""
         return []

@@ -13,7 +13,6 @@ from spec_tests.config import DEFAULTS, NAMED_VALUES, BlockConfig, render_call
 from spec_tests.subjects import wire
 from spec_tests.subjects.base import Array, Block, Crashed, Entry, Gradients, Refused, State, SubjectError, zeros
 
-ARGUMENTS = ("in_planes", "out_planes", *DEFAULTS)
 # What is being done, for messages: put into words where something fails.
 Doing = str | Callable[[], str]
 _GRADIENT = re.compile(rf"dx|d\.{wire.TENSOR_NAME.pattern}")
@@ -61,7 +60,7 @@ def _described(items: tuple[tuple[str, str], ...]) -> dict[str, Entry]:
 def texts(arguments: Mapping[str, Any]) -> dict[str, str]:
     return {
         f"cfg.{name}": wire.argument_text(arguments[name], NAMED_VALUES.get(name, ()))
-        for name in ARGUMENTS
+        for name in wire.ARGUMENTS
         if name in arguments
     }
 
@@ -80,7 +79,7 @@ class PortBlock(Block):
             self._entries = (_described if small else _described.__wrapped__)(tuple(said.items()))
         except wire.WireError as error:
             raise Crashed(f"the port describes {error}", self.code) from error
-        self._texts = self._given if len(self._given) == len(ARGUMENTS) else texts(self._arguments)
+        self._texts = self._given if len(self._given) == len(wire.ARGUMENTS) else texts(self._arguments)
         self._state: dict[str, Array] | None = None
         self._pending: Array | None = None
         self._doing: Callable[[], str] = lambda: self.code

@@ -279,6 +279,22 @@ class Process:
                 if stream is not None:
                     stream.close()
 
+    def hang_up(self, rest: bytes | bytearray, seconds: float, well: bool) -> str:
+        """Write the beginning of a request and end its input; return what was wrong with how it ended.
+
+        Its exit status must be 0 if all is `well` with that, and else another one.
+        """
+        try:
+            self._write(memoryview(rest))
+            assert self._popen.stdin is not None
+            self._popen.stdin.close()
+            status = self._wait(seconds)
+            if status is None:
+                return f"it was still there {seconds:g} s later (--timeout stop=…)"
+            return "" if (status == 0) == well else f"it {_how(status)}; due is {'' if well else 'another than '}0"
+        finally:
+            self.kill()
+
     def stop(self, request: bytes | bytearray, seconds: float) -> str:
         """Ask it to stop, and end it; return what was wrong with how it stopped, empty if nothing was."""
         try:

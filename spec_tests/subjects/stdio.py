@@ -46,6 +46,8 @@ _CHOICES = {
 }
 
 
+_STATUS = "allowed are 'ok', 'error', 'unsupported'"
+
 Reply = tuple[wire.Header, dict[str, Array]]
 
 
@@ -109,6 +111,11 @@ class StdioSubject(Subject):
 
     def spelled(self, value: Any) -> str:
         return value if isinstance(value, str) else wire.text(value)
+
+    def conduct(self) -> list[tuple[str, bytes]]:
+        from spec_tests.subjects.conduct import ends, odd_messages
+
+        return [(str(complaint), complaint.request) for complaint in (*odd_messages(self), *ends(self))]
 
     def close(self) -> list[str]:
         """End the port; what was wrong with how it ended."""
@@ -193,22 +200,32 @@ class StdioSubject(Subject):
 
     def _judged(self, header: wire.Header, body: dict[str, Array], doing: Doing) -> Reply:
         """A reply of status `ok`; raises for any other."""
-        status = header.metadata.get("status")
-        if status == "ok":
+        answer, words = answered(header.metadata)
+        if answer == "ok":
             return header, body
-        message = shown(header.metadata.get("message", ""))
-        code = shown(header.metadata.get("code", ""), 40)
-        if status == "error" and code in ("invalid_input", "bad_request"):
-            raise Refused("" if code == "invalid_input" else "request", f"{code}: {message}", _told(doing))
-        if status == "unsupported":
-            feature = shown(header.metadata.get("feature", ""), 40)
-            message = f"`unsupported` ({feature}) to a request for what `hello` offers"
-        elif status == "error":
-            message = f"{code or 'an error without code'}: {message}"
-        else:
-            message = f"a reply with the status {status!r:.80}; allowed are 'ok', 'error', 'unsupported'"
-        said = _end(self._process.stderr_since()) if self._process is not None else ""
-        raise Crashed(f"the port answered {message}{said}", _told(doing))
+        if answer in ("invalid_input", "bad_request"):
+            raise Refused("" if answer == "invalid_input" else "request", words, _told(doing))
+        if answer == "unsupported":
+            words += " to a request for what `hello` offers"
+        raise Crashed(f"the port answered {words}{self.said_meanwhile()}", _told(doing))
+
+    def said_meanwhile(self) -> str:
+        """The end of what it wrote to standard error since the last request, as it ends a message."""
+        return _end(self._process.stderr_since()) if self._process is not None else ""
+
+    def send(self, request: bytearray) -> Reply:
+        """A message of any content, which nobody judges here, and its reply, of any status.
+
+        Raises:
+            PortError: there is none; the words are those of a failed call, and the next message starts a new process.
+            SubjectError: the port cannot be started any more.
+        """
+        process = self._process if self._process is not None else self._started()
+        try:
+            return self._exchange(process, request, "first")
+        except PortError as error:
+            self._forget()
+            raise PortError(error.kind, self._words(error)) from error
 
     def _limit(self, metadata: Mapping[str, str], tensors: Mapping[str, tuple[str, Array]]) -> str:
         """The name of the time-out: whether this process has had such a call before."""
@@ -318,6 +335,16 @@ def _told(doing: Doing) -> str:
 
 def _digest(request: bytearray) -> bytes:
     return blake2b(request, digest_size=16).digest()
+
+
+def answered(metadata: Mapping[str, str]) -> tuple[str, str]:
+    """What kind of answer a reply is, and in words: ``"ok"``, ``"unsupported"``, the code of an error, or ``""``."""
+    status, code = metadata.get("status"), shown(metadata.get("code", ""), 40)
+    if status == "unsupported":
+        return "unsupported", f"`unsupported` ({shown(metadata.get('feature', ''), 40)})"
+    if status == "error":
+        return code, f"{code or 'an error without code'}: {shown(metadata.get('message', ''))}"
+    return ("ok", "ok") if status == "ok" else ("", f"a reply with the status {status!r:.80}; {_STATUS}")
 
 
 def complaint(hello: Mapping[str, str]) -> str:

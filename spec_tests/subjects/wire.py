@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from spec_tests.config import NAMED_VALUES
+from spec_tests.config import DEFAULTS, NAMED_VALUES
 from spec_tests.subjects.base import Array
 
 PROTOCOL = "1"
+ARGUMENTS = ("in_planes", "out_planes", *DEFAULTS)
 MAX_HEADER = 16 * 2**20
 _TOO_LARGE = 2**62
 # Bytes that are read before anything is believed: the length, and the brace that opens the header.
@@ -33,7 +34,7 @@ LONG_NAMES = {short: name for name, short in NAMES.items()}
 PLAIN = re.compile(r"[ !#-\[\]-~]*")
 TENSOR_NAME = re.compile(r"[a-z0-9_.]+")
 _ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
-INTEGER = re.compile(r"-?[0-9]{1,19}")
+INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,18})")
 ENTRY = re.compile(r"([A-Z0-9]+) \[((?:[0-9]{1,18}(?:,[0-9]{1,18})*)?)\]")
 
 
@@ -96,8 +97,8 @@ def argument_text(value: Any, names: Sequence[str] = ()) -> str:
 
 
 def arguments(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """The arguments in the `cfg.*` of a request; a text that is neither integer, pair nor null stays one."""
-    written = {key[4:]: value for key, value in metadata.items() if key.startswith("cfg.")}
+    """The arguments in the `cfg.*` of a request, without unknown ones; a text that means nothing else stays one."""
+    written = {name: metadata[f"cfg.{name}"] for name in ARGUMENTS if f"cfg.{name}" in metadata}
     return {name: value if name in NAMED_VALUES else _value(value) for name, value in written.items()}
 
 

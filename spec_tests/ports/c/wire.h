@@ -69,9 +69,8 @@ static void send_reply(void) {
         put("%" PRId64 "]}", end += elements(t) * WIDTH[t->type]);
     }
     put("}");
-    uint64_t length = reply.length;
-    fwrite(&length, sizeof length, 1, stdout);
-    fwrite(reply.header, 1, length, stdout);
+    fwrite(&(uint64_t){reply.length}, sizeof(uint64_t), 1, stdout);
+    fwrite(reply.header, 1, reply.length, stdout);
     for (const Tensor *t = reply.tensor; t < reply.tensor + reply.count; t++)
         for (int64_t i = 0; i < elements(t); i++) {
             double *wide = (double *)t->data + i;
@@ -121,6 +120,7 @@ static int integers(char **at, int64_t *values, int room) {
     if (*(*at)++ != '[') return -1;
     for (; **at != ']'; count++) {
         if (count == room || (count && *(*at)++ != ',') || **at < '0' || **at > '9') return -1;
+        if (**at == '0' && strspn(*at, "0123456789") > 1) return -1;
         values[count] = strtoll(*at, at, 10);
         if (values[count] > LARGEST) fail("oom", "an integer is above 2^60");
     }

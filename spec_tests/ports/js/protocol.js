@@ -119,6 +119,7 @@ function checkRequest(hello, metadata, tensors) {
     const due = WRITTEN[key];
     if (!due.test(metadata[key] ?? '')) throw new BadRequest(`${key} is ${metadata[key]}; due is ${due}`);
   }
+  if (op === 'init' && BigInt(metadata.seed) >= 1n << 63n) throw new BadRequest(`seed is ${metadata.seed}, over 2^63 - 1`);
   if (mode !== undefined && !hello.modes.split(',').includes(mode)) throw new Unsupported(mode);
   const types = [dtype, ...Object.values(tensors).map((tensor) => tensor.dtype)];
   const offered = hello.dtypes.split(',');

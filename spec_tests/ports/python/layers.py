@@ -28,7 +28,7 @@ ARGUMENTS: dict[str, tuple[str | None, int | tuple[str, ...]]] = {
     "layer_order": ("new", ("new", "old")),
     "scaler": ("down", ("down", "up")),
 }
-_INTEGER = "(-?[0-9]+)"
+_INTEGER = "(-?(?:0|[1-9][0-9]*))"
 _NUMBERS = re.compile(rf"{_INTEGER}|\[{_INTEGER},{_INTEGER}\]")
 
 

@@ -106,8 +106,10 @@ def serve(
         if op == "describe":
             return _described(block, _offered(dtypes, request, "dtype"), request.get("shape")), {}, ""
         if op == "init" and init:
-            kind, seed = _offered(dtypes, request, "dtype"), _matching("[0-9]+", request, "seed")
-            state = init(block, int(seed))
+            kind, seed = _offered(dtypes, request, "dtype"), int(_matching("[0-9]+", request, "seed"))
+            if seed >= 2**63:
+                raise BadRequest(f"seed is {seed}, which is more than 2^63 - 1")
+            state = init(block, seed)
             return {}, {f"{'b' if name in block.buffers else 'p'}.{name}": v for name, v in state.items()}, kind
         call = _call(block, _offered(modes, request, "mode") == "train", dtypes, tensors, op == "backward")
         if op == "backward" and backward:

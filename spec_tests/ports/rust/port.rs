@@ -672,7 +672,7 @@ fn check(op: &str, request: &Message) -> Outcome<()> {
         let written = match *key {
             "mode" => ["train", "eval"].contains(&text),
             "dtype" => ["F32", "F64", "BF16"].contains(&text),
-            _ => !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()),
+            _ => text.bytes().all(|byte| byte.is_ascii_digit()) && text.parse::<i64>().is_ok(),
         };
         if !written {
             return Err(BadRequest(format!("{key} is {text:?}")));

@@ -13,17 +13,26 @@
 static char *header;      /* of the request, ending in a zero */
 static unsigned char *body; /* its tensors; "data_offsets" count from here */
 
+/* Where the input ends inside a request, nothing can be answered. */
+static void read_all(void *room, size_t length) {
+    if (!room || fread(room, 1, length, stdin) != length) exit(1);
+}
+
 /* Read the next request; 0 at the end of standard input. The machine must be little-endian, as the wire is. */
 static int read_request(void) {
     uint64_t length;
-    if (fread(&length, sizeof length, 1, stdin) != 1) return 0;
+    int first = getchar();
+    if (first == EOF) return 0;
+    ungetc(first, stdin);
+    read_all(&length, sizeof length);
     header = realloc(header, length + 1);
-    if (!header || fread(header, 1, length, stdin) != length) return 0;
+    read_all(header, length);
     header[length] = 0;
     const char *bytes = strstr(header, "\"bytes\":\"");
     size_t size = bytes ? strtoull(bytes + 9, NULL, 10) : 0;
     body = realloc(body, size + 1);
-    return body && fread(body, 1, size, stdin) == size;
+    read_all(body, size);
+    return 1;
 }
 
 /* A copy of the text of `key` in the metadata, such as "op" or "cfg.in_planes"; empty if it is not there. */

@@ -5,7 +5,7 @@
 //!
 //! Requests are canonical (PROTOCOL.md), so that `find` is enough to read them.
 
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, Write};
 
 /// A request: its header, and the bytes of its tensors, from which `data_offsets` count.
 #[allow(dead_code)]
@@ -15,16 +15,19 @@ struct Request {
 }
 
 impl Request {
-    /// The next request; None at the end of standard input.
-    fn read(input: &mut impl Read) -> Option<Request> {
+    /// The next request; None at the end of standard input, and an error where it ends inside a request.
+    fn read(input: &mut impl BufRead) -> io::Result<Option<Request>> {
+        if input.fill_buf()?.is_empty() {
+            return Ok(None);
+        }
         let mut prefix = [0; 8];
-        input.read_exact(&mut prefix).ok()?;
+        input.read_exact(&mut prefix)?;
         let mut bytes = vec![0; u64::from_le_bytes(prefix) as usize];
-        input.read_exact(&mut bytes).ok()?;
-        let mut request = Request { header: String::from_utf8(bytes).ok()?, body: Vec::new() };
-        request.body = vec![0; request.metadata("bytes").parse().ok()?];
-        input.read_exact(&mut request.body).ok()?;
-        Some(request)
+        input.read_exact(&mut bytes)?;
+        let mut request = Request { header: String::from_utf8(bytes).expect("ASCII"), body: Vec::new() };
+        request.body = vec![0; request.metadata("bytes").parse().expect("the length of the tensors")];
+        input.read_exact(&mut request.body)?;
+        Ok(Some(request))
     }
 
     /// The text of a key of the metadata, such as "op" or "cfg.in_planes"; empty if it is not there.
@@ -47,7 +50,7 @@ fn reply(output: &mut impl Write, id: &str, metadata: &[(&str, &str)]) -> io::Re
 
 fn main() -> io::Result<()> {
     let (mut input, mut output) = (io::stdin().lock(), io::stdout().lock());
-    while let Some(request) = Request::read(&mut input) {
+    while let Some(request) = Request::read(&mut input)? {
         let (op, id) = (request.metadata("op"), request.metadata("id"));
         match op {
             "stop" => break,
