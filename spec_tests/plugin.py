@@ -178,6 +178,7 @@ def subject(request: pytest.FixtureRequest) -> Generator[Subject, None, None]:
         _stop(request.session, str(error))
         raise
     request.config.stash[ABOUT] = _about(found)
+    compare.REFUSAL.update(found.refusal)
     request.config.stash[CONDUCT] = _conduct(found, request.config)
     few = strategies.FEW_SHAPES if found.compiles else strategies.Sizes()
     with numeric.arithmetic(found.arithmetic), strategies.sizes(few):

@@ -105,8 +105,13 @@ def computed(
         if name not in due:
             yield False, f"{shown(name, 80)}: too many"
             continue
+        counter = name.endswith("num_batches_tracked")
         good, words = _judged(name, got.get(name), due[name], run)
-        kind = "I64" if name.endswith("num_batches_tracked") else dtype
+        # An integer, and not the nearest float64.
+        if counter and name in got and got[name].shape == () and reply.tensors[name].dtype == "I64":
+            count = int(given[name]) + 1
+            good, words = int(got[name]) == count, f"{name}: {int(got[name])}; due is {count}"
+        kind = "I64" if counter else dtype
         if name in got and reply.tensors[name].dtype != kind:
             good, words = False, f"{words}; its type is {reply.tensors[name].dtype}, due is {kind}"
         yield good, words

@@ -292,7 +292,7 @@ def test_load_is_strict(subject: Subject, normalizer: str) -> None:
                 wrong[f"{name} of the shape {other.shape}"] = {**state, name: np.array(other)}
     for what, entries in wrong.items():
         block = subject.build(config.arguments())
-        refused(["7.11"], f"loading a state with {what}", "", example, block.load, entries)
+        refused(["7.11"], f"loading a state with {what}", "state", example, block.load, entries)
 
 
 @pytest.mark.clause("7.12")

@@ -49,6 +49,14 @@ def counting_samples(norm: Any, x: Tensor) -> Tensor:
     return y
 
 
+def counting_in_float64(norm: Any, x: Tensor) -> Tensor:
+    before = norm.num_batches_tracked.clone()
+    y = engines.native(norm, x)
+    if norm.training:
+        norm.num_batches_tracked.copy_(before.double() + 1)
+    return y
+
+
 def first_call_taken_whole(norm: Any, x: Tensor) -> Tensor:
     """A new norm takes the statistics of its first input as they are."""
     whole = norm.training and int(norm.num_batches_tracked) == 0
@@ -196,6 +204,14 @@ FAULTS = (
         "6.3",
         "statistics",
         patch=lambda block: instead(batch_norms(block), counting_samples),
+    ),
+    fault(
+        "counter_in_float64",
+        "num_batches_tracked is a float64 number while it is increased",
+        "the numbers of JavaScript and Lua, which end to be integers at 2^53",
+        "6.3",
+        "statistics",
+        patch=lambda block: instead(batch_norms(block), counting_in_float64),
     ),
     fault(
         "statistics_updated_by_backward",

@@ -158,9 +158,7 @@ class Port:
             gradients = {f"d.{name}": round_to(dtype, value.value) for name, value in found.params.items()}
             return {}, {"dx": round_to(dtype, found.dx.value), **gradients}
         buffers = {
-            f"b.{name}": ("I64", run.stats[name].value.astype("i8"))
-            if shape == ()
-            else round_to(dtype, run.stats[name].value)
+            f"b.{name}": ("I64", given[f"b.{name}"] + 1) if shape == () else round_to(dtype, run.stats[name].value)
             for name, shape in (config.buffers() if training else {}).items()
         }
         return {}, {"y": round_to(dtype, run.y.value), **buffers}

@@ -186,6 +186,24 @@ REPLIES: dict[str, dict[str, str]] = {
 HOSTILE.update({name: answers("forward", lambda _, __, m=said: (m, {})) for name, said in REPLIES.items()})  # type: ignore[misc]
 
 
+class Exchanges(Port):
+    """Calls one kind of refusal by the name of another one."""
+
+    codes: tuple[str, str]
+
+    def answer(self, header: wire.Header, given: dict[str, Array]) -> Answer:
+        metadata, found = super().answer(header, given)
+        return {**metadata, "code": self.codes[1]} if metadata.get("code") == self.codes[0] else metadata, found
+
+
+def exchanges(*codes: str) -> type[Port]:
+    return type("Exchanges", (Exchanges,), {"codes": codes})
+
+
+HOSTILE["calls-wrong-arguments-bad-requests"] = exchanges("invalid_input", "bad_request")
+HOSTILE["calls-bad-requests-invalid"] = exchanges("bad_request", "invalid_input")
+
+
 class SaysWhy(Port):
     """Writes to standard error at each request, and fails in a call as a handler of every exception does."""
 

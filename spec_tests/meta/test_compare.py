@@ -97,7 +97,9 @@ def refuse(kind: str) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "kind"), [("type", "type"), ("value", "value"), ("type", ""), ("value", ""), ("", ""), ("", "type")]
+    ("wanted", "kind"),
+    [("type", "type"), ("value", "value"), ("type", ""), ("value", ""), ("", ""), ("", "type"), ("state", "")]
+    + [("type", "invalid_input"), ("value", "invalid_input"), ("", "invalid_input"), ("state", "bad_request")],
 )
 def test_refused(wanted: str, kind: str) -> None:
     refusal = refused(["1.2", "1.16"], "building", wanted, EXAMPLE, refuse(kind))
@@ -105,11 +107,19 @@ def test_refused(wanted: str, kind: str) -> None:
     assert compare.REACHED == {"1.2": 1, "1.16": 1}
 
 
-@pytest.mark.parametrize(("wanted", "kind"), [("type", "value"), ("value", "type")])
-def test_refused_in_another_way(wanted: str, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("wanted", "kind", "got", "expected"),
+    [
+        ("type", "value", "ValueError: no", "a TypeError"),
+        ("value", "type", "TypeError: no", "a ValueError"),
+        ("value", "bad_request", "no", "a ValueError"),
+        ("", "bad_request", "no", "a TypeError or ValueError"),
+        ("state", "invalid_input", "no", "an error that refuses it"),
+    ],
+)
+def test_refused_in_another_way(wanted: str, kind: str, got: str, expected: str) -> None:
     error = broken(refused, ["1.2", "1.16"], "building", wanted, EXAMPLE, refuse(kind))
-    names = {"type": "TypeError", "value": "ValueError"}
-    assert (error.clause, error.got, error.expected) == ("1.2", f"{names[kind]}: no", f"a {names[wanted]}")
+    assert (error.clause, error.got, error.expected) == ("1.2", got, expected)
     assert compare.REACHED == {"1.2": 1, "1.16": 1}
 
 

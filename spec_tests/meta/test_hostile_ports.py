@@ -155,6 +155,14 @@ CASES = {
     "says-internal": call("the port answered internal: oh no"),
     "says-internal-and-why": call("internal: oh no; the end of its standard error:", "forward: line 1"),
     "calls-good-requests-bad": call("the port answered bad_request: p.conv1.0.weight: what?"),
+    "calls-wrong-arguments-bad-requests": Case(
+        1,
+        ("got       bad_request: `", "expected  the error `invalid_input`", "broken 1.15, 3.8"),
+        ("1.2", "1.13", "1.16", "3.8", "2.17"),
+    ),
+    "calls-bad-requests-invalid": Case(
+        1, ("got       invalid_input: x, dy, a", "expected  the error `bad_request`", "broken 7.11"), ("7.11", "1.8")
+    ),
     "refuses-everything": call("refused: invalid_input: no", "expected  no refusal"),
     "leaves-a-grandchild": Case(0, GOOD, request=False),
     "leaves-a-grandchild-and-crashes": call("exited with status 3", "a process that it started still holds its"),

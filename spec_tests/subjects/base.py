@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,29 @@ class SubjectError(Exception):
     """The implementation under test could not be loaded or reached; nothing was judged."""
 
 
+# The kinds of refusal that a clause may want (a TypeError, a ValueError, one of them, or one of a state that does not
+# fit), and of which kind what comes may be; "" is that of a subject that cannot tell.
+REFUSALS = {
+    "type": ("type", "invalid_input", ""),
+    "value": ("value", "invalid_input", ""),
+    "": ("type", "value", "invalid_input", ""),
+    "state": ("type", "value", "bad_request", ""),
+}
+# How they are called.
+IN_PROCESS = {
+    "type": "a TypeError",
+    "value": "a ValueError",
+    "": "a TypeError or ValueError",
+    "state": "an error that refuses it",
+}
+
+
 class Refused(Exception):
     """The subject refused its arguments or its input.
 
-    `kind` is ``"type"``, ``"value"``, or empty where the subject cannot tell; `where` is the place in its code that
-    refused, as the end of a sentence, or empty. It is no part of the message, whose words are judged.
+    `kind` is ``"type"`` or ``"value"``, of a port the code of its error, ``"invalid_input"`` or ``"bad_request"``, or
+    empty; `where` is the place in its code that refused, as the end of a sentence, or empty. It is no part of the
+    message, whose words are judged.
     """
 
     def __init__(self, kind: str, message: str, doing: str = "", where: str = "") -> None:
@@ -187,6 +206,7 @@ class Subject(ABC):
         modes: those that it has, training (True) first.
         arithmetic: what it does with float32 numbers, ``"float32"`` or ``"tf32"``.
         compiles: whether every new shape costs it a compilation.
+        refusal: how each kind of refusal is called, for messages.
         device: where it computes, if the suite chooses that: ``"cpu"``, or a name of torch's.
     """
 
@@ -197,6 +217,7 @@ class Subject(ABC):
     modes: tuple[bool, ...] = (True, False)
     arithmetic: str = "float32"
     compiles: bool = False
+    refusal: Mapping[str, str] = MappingProxyType(IN_PROCESS)
     device: str = "cpu"
 
     @abstractmethod

@@ -154,7 +154,7 @@ class PortBlock(Block):
             return self.subject.ask({"op": op, **self._texts, "mode": mode}, tensors, doing)
         except Refused as refusal:
             # A request that breaks no rule must not be called one that does.
-            if refusal.kind == "request" and self._fits:
+            if refusal.kind == "bad_request" and self._fits:
                 raise Crashed(f"the port answered {refusal.message}", doing()) from refusal
             raise
 

@@ -12,7 +12,7 @@ from typing import Any
 import hypothesis
 
 from spec_tests.subjects import wire
-from spec_tests.subjects.base import Array, AtOnce, Crashed, Refused, Subject, SubjectError
+from spec_tests.subjects.base import IN_PROCESS, Array, AtOnce, Crashed, Refused, Subject, SubjectError
 from spec_tests.subjects.port_block import Doing, PortBlock, texts
 from spec_tests.subjects.process import PortError, Process, Timeouts, shown
 
@@ -23,6 +23,7 @@ ABSENT = frozenset(
 )
 # What the protocol itself brings about, since nothing but a reply comes back.
 GIVEN = frozenset({"3.13", "5.11", "6.4", "6.7", "9.5", "9.6"})
+REFUSAL = {**dict.fromkeys(IN_PROCESS, "the error `invalid_input`"), "state": "the error `bad_request`"}
 MAX_BODY = 256 * 2**20
 
 # A failure costs a new process, and shrinking asks for hundreds of them. Within one test there are as many, as long
@@ -65,6 +66,7 @@ class StdioSubject(Subject):
 
     absent = ABSENT
     given = GIVEN
+    refusal = REFUSAL
 
     def __init__(self, designator: str, timeouts: Timeouts) -> None:
         """Start the port and read its `hello`. Raises SubjectError if it cannot be started or does not say it."""
@@ -139,7 +141,7 @@ class StdioSubject(Subject):
         """One request and its reply with status ``ok``.
 
         Raises:
-            Refused: the reply is `invalid_input` or `bad_request` (kind ``"request"``).
+            Refused: the reply is `invalid_input` or `bad_request`, which is its kind.
             Crashed: the port failed in any other way.
             SubjectError: the port cannot be asked any more.
             AtOnce: one of the two, where Hypothesis would go on.
@@ -204,7 +206,7 @@ class StdioSubject(Subject):
         if answer == "ok":
             return header, body
         if answer in ("invalid_input", "bad_request"):
-            raise Refused("" if answer == "invalid_input" else "request", words, _told(doing))
+            raise Refused(answer, words, _told(doing))
         if answer == "unsupported":
             words += " to a request for what `hello` offers"
         raise Crashed(f"the port answered {words}{self.said_meanwhile()}", _told(doing))
