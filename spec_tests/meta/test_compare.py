@@ -96,11 +96,15 @@ def refuse(kind: str) -> Any:
     return call
 
 
-@pytest.mark.parametrize(
-    ("wanted", "kind"),
-    [("type", "type"), ("value", "value"), ("type", ""), ("value", ""), ("", ""), ("", "type"), ("state", "")]
-    + [("type", "invalid_input"), ("value", "invalid_input"), ("", "invalid_input"), ("state", "bad_request")],
-)
+KINDS = {
+    "type": ("type", "", "invalid_input"),
+    "value": ("value", "", "invalid_input"),
+    "": ("type", "value", "", "invalid_input"),
+    "state": ("value", "", "bad_request"),
+}
+
+
+@pytest.mark.parametrize(("wanted", "kind"), [(wanted, kind) for wanted, kinds in KINDS.items() for kind in kinds])
 def test_refused(wanted: str, kind: str) -> None:
     refusal = refused(["1.2", "1.16"], "building", wanted, EXAMPLE, refuse(kind))
     assert refusal.message == "no"
