@@ -182,6 +182,8 @@ def _judged_reply(
     right = all(good for good, _ in found)
     say("verdict: right" if right else "verdict: wrong")
     say("\n".join(f"  {'' if good else 'WRONG '}{words}" for good, words in found))
+    if right and request.metadata["op"] in ("forward", "backward"):
+        say("A failure that comes of the calls before this one shows in a run of its clause only.")
     return CONFORMS if right else BROKEN
 
 

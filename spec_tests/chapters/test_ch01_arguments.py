@@ -197,13 +197,13 @@ def build_refused(subject: Subject, clauses: list[str], bad: BadArgument, argume
     return refused(clauses, what, bad.kind, Example(arguments), subject.build, arguments).message
 
 
-@pytest.mark.clause("1.15")
+@pytest.mark.clause("1.1")
 @pytest.mark.needs("python")
 def test_missing_and_unknown_arguments(subject: Subject) -> None:
     """The two required arguments cannot be left out, and no eleventh is taken."""
     for arguments in ({}, {"in_planes": 2}, {"out_planes": 2}, {"in_planes": 2, "out_planes": 3, "bias": 1}):
         what = f"building with the arguments {sorted(arguments)}"
-        refused(["1.15"], what, "type", Example(arguments), subject.build, arguments)
+        refused(["1.1"], what, "type", Example(arguments), subject.build, arguments)
 
 
 @pytest.mark.clause("1.18")

@@ -240,7 +240,7 @@ FAULTS = (
         "surplus_ignored",
         "arguments of other names are ignored",
         "**kwargs",
-        "1.15",
+        "1.1",
         "arguments",
         methods={"__init__": _extra_ignored},
     ),

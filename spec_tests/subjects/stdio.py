@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -48,6 +49,8 @@ _CHOICES = {
 
 
 _STATUS = "allowed are 'ok', 'error', 'unsupported'"
+
+_ERROR = re.compile(r"error|exception|panicked", re.IGNORECASE)
 
 Reply = tuple[wire.Header, dict[str, Array]]
 
@@ -327,7 +330,10 @@ class StdioSubject(Subject):
 
 def _end(stderr: str) -> str:
     """The last lines of standard error, as they end a message; empty if there are none."""
-    said = "\n".join(line[-200:] for line in stderr.strip().splitlines()[-6:])
+    lines = [line for line in stderr.splitlines() if line.strip()]
+    # Some runtimes write their stack and more behind the line that says what is wrong.
+    errors = [line for line in lines[:-6] if _ERROR.search(line)][-1:]
+    said = "\n".join(line[-200:] for line in [*errors, *lines[-6:]])
     return f"; the end of its standard error:\n{shown(said)}" if said else ""
 
 
