@@ -215,7 +215,9 @@ def init(block: Block, seed: int) -> Named:
     sizes = {name: int(np.prod(shape)) for name, shape in block.parameters.items()}
     # A power of two: few shapes, so that little is compiled.
     count = 2 ** sum(sizes.values()).bit_length()
-    drawn = np.asarray(jax.random.uniform(jax.random.key(seed), (count,), minval=-1))
+    # JAX drops all but 32 bits of a seed.
+    key = jax.random.fold_in(jax.random.key(seed % 2**32), seed // 2**32)
+    drawn = np.asarray(jax.random.uniform(key, (count,), minval=-1))
     constants = {"running_mean": 0.0, "running_var": 1.0, "num_batches_tracked": 0}
     state, start = {}, 0
     for name, shape in {**block.parameters, **block.buffers}.items():

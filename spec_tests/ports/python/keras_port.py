@@ -244,7 +244,9 @@ def init(block: Block, seed: int) -> Named:
     sizes = {name: int(np.prod(shape)) for name, shape in block.parameters.items()}
     # A power of two: few shapes, so that little is compiled.
     count = 2 ** sum(sizes.values()).bit_length()
-    drawn = array(keras.random.uniform((count,), -1.0, 1.0, seed=seed))
+    # Keras takes seeds of 32 bits.
+    word = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    drawn = array(keras.random.uniform((count,), -1.0, 1.0, seed=word))
     constants = {"running_mean": 0.0, "running_var": 1.0, "num_batches_tracked": 0}
     state, start = {}, 0
     for name, shape in {**block.parameters, **block.buffers}.items():
