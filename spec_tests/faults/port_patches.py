@@ -150,7 +150,13 @@ PATCHES: dict[str, list[Change]] = {
     "statistics_never_updated": [(_P, _STATISTICS, "return run.y, call.buffers")],
     "counter_stands_still": [(_P, 'num_batches_tracked"] + 1', 'num_batches_tracked"] + 0')],
     "counter_counts_samples": [(_P, 'num_batches_tracked"] + 1', 'num_batches_tracked"] + len(x)')],
-    "counter_in_float64": [(_P, 'num_batches_tracked"] + 1', 'num_batches_tracked"].astype("f8").astype("i8") + 1')],
+    "counter_in_float64": [
+        (
+            _P,
+            'call.buffers[f"{name}.num_batches_tracked"] + 1',
+            'np.int64(call.buffers[f"{name}.num_batches_tracked"] + 1.0)',
+        )
+    ],
     "batch_statistics_in_evaluation": [(_P, _OWN, "own = True")],
     "running_statistics_in_training": [
         (
