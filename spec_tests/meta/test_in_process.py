@@ -26,7 +26,8 @@ from spec_tests.meta import odd_blocks
 from spec_tests.numeric import Numeric
 from spec_tests.oracle import judge
 from spec_tests.subjects import load_subject
-from spec_tests.subjects.in_process import TorchBlock, TorchSubject, _translated
+from spec_tests.subjects.in_process import TorchBlock, TorchSubject
+from spec_tests.subjects.raised import translated
 
 
 def test_what_is_not_computed_by_onednn() -> None:
@@ -69,7 +70,7 @@ def test_importing_a_block_writes_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 
 def _raises(error: BaseException) -> Callable[[], None]:
     def call() -> None:
-        with _translated("a call"):
+        with translated("a call"):
             raise error
 
     return call

@@ -8,13 +8,10 @@ import io
 import os
 import pickle
 import sys
-import sysconfig
-import traceback
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,20 +20,12 @@ from torch import nn
 
 from spec_tests.config import render_call
 from spec_tests.subjects.base import Array, Block, Crashed, Entry, Gradients, Refused, State, Subject, SubjectError
-from spec_tests.subjects.process import shown
-from spec_tests.subjects.staying import staying
+from spec_tests.subjects.raised import Unfit, translated, where, words
 
 FEATURES = frozenset(
     {"copy", "serialize", "convert", "mode", "memory", "summary", "seed", "python", "backward", "init", "train"}
     | {"float64", "bfloat16", "bitwise", "layout", "output", "constant_input", "overwrite"}
 )
-
-# Where the code of libraries lies: Python's own, what is installed, and of that what calls blocks.
-_STANDARD, _INSTALLED = (
-    tuple(sysconfig.get_path(name) + os.sep for name in names)
-    for names in (("stdlib", "platstdlib"), ("purelib", "platlib"))
-)
-_BETWEEN = tuple(f"{folder}{name}{os.sep}" for folder in _INSTALLED for name in ("torch", "torchsummary"))
 
 
 def _not_compiled() -> Any:
@@ -84,52 +73,6 @@ def _unalarmed(device: str) -> Iterator[None]:
         yield
 
 
-class _Unfit(Exception):
-    """What the block gave is nothing that can be judged; the message says what it is, and what is due."""
-
-
-def _words(error: BaseException) -> str:
-    try:
-        return shown(f"{type(error).__name__}: {error}")
-    except Exception:
-        return f"{type(error).__name__}, whose message cannot be read"
-
-
-def _where(error: BaseException) -> str:
-    """The innermost line of the block's own code that led to an error, as the end of a sentence; empty if none did.
-
-    Own is what is no library; of libraries, any that is none of those between the suite and the block.
-    """
-    found = [
-        (code.co_filename, line, code.co_name)
-        for frame, line in traceback.walk_tb(error.__traceback__)
-        if not (code := frame.f_code).co_filename.startswith((__file__, "<"))
-    ]
-    own = [place for place in found if not place[0].startswith((*_STANDARD, *_INSTALLED))]
-    other = [place for place in found if place[0].startswith(_INSTALLED) and not place[0].startswith(_BETWEEN)]
-    if not (own or other):
-        return ""
-    file, line, name = (own or other)[-1]
-    return shown(f" (at {file.removeprefix(f'{Path.cwd()}{os.sep}')}:{line}, in {name})")
-
-
-@contextmanager
-def _translated(doing: str) -> Iterator[None]:
-    """Turn what the subject raises, and what it gives that is unfit, into Refused and Crashed."""
-    try:
-        with staying():
-            yield
-    except (Refused, KeyboardInterrupt):
-        raise
-    except _Unfit as error:
-        raise Crashed(shown(str(error)), doing) from error
-    except (TypeError, ValueError) as error:
-        kind = "type" if isinstance(error, TypeError) else "value"
-        raise Refused(kind, _words(error), doing, _where(error)) from error
-    except BaseException as error:
-        raise Crashed(_words(error) + _where(error), doing) from error
-
-
 def _kind(value: object) -> str:
     """What a value is, with its article."""
     name = type(value).__name__
@@ -138,21 +81,21 @@ def _kind(value: object) -> str:
 
 def _tensor(value: object, what: str) -> torch.Tensor:
     if not isinstance(value, torch.Tensor):
-        raise _Unfit(f"{what} is {_kind(value)}, not a tensor")
+        raise Unfit(f"{what} is {_kind(value)}, not a tensor")
     return value
 
 
 def _module(value: object, what: str) -> nn.Module:
     if not isinstance(value, nn.Module):
-        raise _Unfit(f"{what} is {_kind(value)}, not a torch.nn.Module")
+        raise Unfit(f"{what} is {_kind(value)}, not a torch.nn.Module")
     return value
 
 
 def _array(value: object, what: str) -> Array:
-    """A copy of a tensor that the block gave. Raises _Unfit unless it is one of real numbers that NumPy can hold."""
+    """A copy of a tensor that the block gave. Raises Unfit unless it is one of real numbers that NumPy can hold."""
     tensor = _tensor(value, what).detach()
     if tensor.is_complex():
-        raise _Unfit(f"{what} is of {tensor.dtype}, not of real numbers")
+        raise Unfit(f"{what} is of {tensor.dtype}, not of real numbers")
     try:
         # NumPy has no bfloat16; float32 holds every bfloat16 number exactly.
         plain = tensor.to(torch.float32) if tensor.dtype == torch.bfloat16 else tensor
@@ -161,7 +104,7 @@ def _array(value: object, what: str) -> Array:
         raise
     except (TypeError, RuntimeError) as error:  # sparse, quantized, without memory, of a type of torch's own
         kind = f"{tensor.layout}, {tensor.dtype}, on {tensor.device}"
-        raise _Unfit(f"{what} is no array of numbers in memory: {kind}") from error
+        raise Unfit(f"{what} is no array of numbers in memory: {kind}") from error
     return array
 
 
@@ -214,12 +157,12 @@ class TorchBlock(Block):
                 np.copyto(x, found)
 
     def _state(self) -> dict[str, torch.Tensor]:
-        """What `state_dict` gives. Raises _Unfit unless that is tensors by name."""
+        """What `state_dict` gives. Raises Unfit unless that is tensors by name."""
         state = self.module.state_dict()
         if not isinstance(state, Mapping):
-            raise _Unfit(f"state_dict() is {_kind(state)}, not a mapping")
+            raise Unfit(f"state_dict() is {_kind(state)}, not a mapping")
         if unnamed := [name for name in state if not isinstance(name, str)]:
-            raise _Unfit(f"the name {unnamed[0]!r:.80} of the state is {_kind(unnamed[0])}, not a str")
+            raise Unfit(f"the name {unnamed[0]!r:.80} of the state is {_kind(unnamed[0])}, not a str")
         return {name: _tensor(value, f"the entry {name!r} of the state") for name, value in state.items()}
 
     def _called(self, given: torch.Tensor, training: bool | None) -> torch.Tensor:
@@ -231,7 +174,7 @@ class TorchBlock(Block):
             return _tensor(self.module(given), "the output")
 
     def entries(self) -> dict[str, Entry]:
-        with _translated(self.code):
+        with translated(self.code):
             return self._entries()
 
     def _entries(self) -> dict[str, Entry]:
@@ -252,14 +195,14 @@ class TorchBlock(Block):
 
     def forward(self, x: Array, training: bool | None = None) -> Array:
         doing = f"{self.code}, called with {x.dtype} {x.shape}"
-        with _translated(doing), torch.no_grad(), self._given(x) as (given,):
+        with translated(doing), torch.no_grad(), self._given(x) as (given,):
             return _array(self._called(given, training), "the output")
 
     def backward(self, x: Array, dy: Array, training: bool | None = None) -> Gradients:
         y, dx, found = self._differentiated(x, dy, training, True)
         if dx is None:
             raise Crashed("the input received no gradient", self.code)
-        with _translated(self.code):
+        with translated(self.code):
             return Gradients(_array(dx, "the gradient of the input"), found, _array(y, "the output"))
 
     def parameter_gradients(self, x: Array, dy: Array, training: bool | None = None) -> dict[str, Array]:
@@ -270,7 +213,7 @@ class TorchBlock(Block):
     ) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, Array]]:
         """The output, the gradient of the input if wanted, and those of the parameters that received one."""
         doing = f"{self.code}, called with {x.dtype} {x.shape} and differentiated"
-        with _translated(doing), self._given(x, dy) as (given, arriving):
+        with translated(doing), self._given(x, dy) as (given, arriving):
             self.module.zero_grad(set_to_none=True)
             y = self._called(given.requires_grad_(of_input), training)
             with own_kernels(self.dtype, given, arriving), _unalarmed(self.device):
@@ -279,12 +222,12 @@ class TorchBlock(Block):
             return y, given.grad, {name: _array(grad, f"the gradient of {name}") for name, grad in found.items()}
 
     def result_dtype(self, x: Array, training: bool | None = None) -> str:
-        with _translated(self.code), torch.no_grad():
+        with translated(self.code), torch.no_grad():
             return str(self._called(self._tensor(x), training).dtype).removeprefix("torch.")
 
     def aliases(self, x: Array, training: bool | None = None) -> list[str]:
         given = self._tensor(x)
-        with _translated(self.code), torch.no_grad():
+        with translated(self.code), torch.no_grad():
             y = self._called(given, training)
             # Where they lie now: the next call may move them.
             places = {name: _place(tensor) for name, tensor in {"x": given, **self._state()}.items()}
@@ -293,29 +236,29 @@ class TorchBlock(Block):
             return [name for name, place in places.items() if place == _place(y)]
 
     def state(self) -> State:
-        with _translated(self.code):
+        with translated(self.code):
             named = {name: _array(value, f"the entry {name!r} of the state") for name, value in self._state().items()}
         return State(named, self.code)
 
     def load(self, state: Mapping[str, Array]) -> None:
         tensors = OrderedDict((name, torch.from_numpy(np.array(value))) for name, value in state.items())
-        with _translated(self.code):
+        with translated(self.code):
             # The versions that torch writes into a state: without them it takes the state for one of a release
             # before 0.4.1 and makes up a missing counter.
             tensors._metadata = getattr(self.module.state_dict(), "_metadata", {})  # type: ignore[attr-defined]
             try:
                 self.module.load_state_dict(tensors, strict=True)
             except RuntimeError as error:  # torch's own way to refuse a state
-                raise Refused("", _words(error), self.code, _where(error)) from error
+                raise Refused("", words(error), self.code, where(error)) from error
 
     def overwrite(self, state: Mapping[str, Array]) -> None:
         tensors = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
-        with _translated(self.code), torch.no_grad():
+        with translated(self.code), torch.no_grad():
             for name, tensor in tensors.items():
                 tensor.copy_(torch.from_numpy(np.array(state[name])))
 
     def _derived(self, make: Callable[[], Any], doing: str, dtype: torch.dtype | None = None) -> TorchBlock:
-        with _translated(f"{self.code}, {doing}"):
+        with translated(f"{self.code}, {doing}"):
             return TorchBlock(_module(make(), "what that gives"), self.code, dtype or self.dtype, self.device)
 
     def copy(self) -> TorchBlock:
@@ -329,15 +272,15 @@ class TorchBlock(Block):
         return self._derived(lambda: copy.deepcopy(self.module).to(wanted), f"to({dtype})", wanted)
 
     def modes(self) -> dict[str, bool]:
-        with _translated(self.code):
+        with translated(self.code):
             return {name: module.training for name, module in self.module.named_modules()}
 
     def set_mode(self, training: bool) -> bool:
-        with _translated(f"{self.code}, train({training})"):
+        with translated(f"{self.code}, train({training})"):
             return self.module.train(training) is self.module
 
     def memory(self) -> dict[str, tuple[int, int]]:
-        with _translated(self.code):
+        with translated(self.code):
             return _spans(self._state()) if self.spans is None else self.spans
 
     def summary(self, shape: Sequence[int]) -> str:
@@ -346,7 +289,7 @@ class TorchBlock(Block):
         printed = io.StringIO()
         told = contextlib.redirect_stdout(printed)
         quiet = _unalarmed(self.device)
-        with _translated(f"{self.code}, torchsummary"), told, quiet, torch.no_grad(), _not_compiled():
+        with translated(f"{self.code}, torchsummary"), told, quiet, torch.no_grad(), _not_compiled():
             # torchsummary leaves out the model that it is given; in a Sequential the block has its row.
             torchsummary.summary(nn.Sequential(self.module), tuple(shape), device=self.device.partition(":")[0])
         own = type(self.module).__name__
@@ -376,7 +319,7 @@ def _prepare(designator: str, device: str) -> None:
             torch.cuda.set_device(index)
         torch.ones(1, device=device).add_(1).item()
     except (RuntimeError, AssertionError) as error:
-        told = _words(error).partition("\n")[0]
+        told = words(error).partition("\n")[0]
         raise SubjectError(f"{designator} cannot be judged on --device {device}: {told}") from error
 
 
@@ -401,7 +344,7 @@ class TorchSubject(Subject):
         if seed is not None:
             torch.manual_seed(seed)
         wanted: torch.dtype = getattr(torch, dtype)
-        with _translated(code), _unalarmed(self.device):
+        with translated(code), _unalarmed(self.device):
             module = _module(self.factory(*positional, **arguments), "what the constructor gives")
             if wanted == torch.float32 and self.device == "cpu":
                 return TorchBlock(module, code)

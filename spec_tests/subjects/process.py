@@ -286,8 +286,8 @@ class Process:
         """
         try:
             self._write(memoryview(rest))
-            assert self._popen.stdin is not None
-            self._popen.stdin.close()
+            if self._popen.stdin is not None:
+                self._popen.stdin.close()
             status = self._wait(seconds)
             if status is None:
                 return f"it was still there {seconds:g} s later (--timeout stop=…)"
