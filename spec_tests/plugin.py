@@ -197,7 +197,7 @@ def _conduct(subject: Subject, config: pytest.Config) -> list[str]:
         rule = complaint.partition(":")[0]
         saved = _written(config, f"conduct-{rule}", request)
         again = shlex.join(["mdnc-spec", "replay", saved, "--subject", config.getoption("subject")])
-        how = f"\nreplay   {again if Path(saved).is_file() else saved}" if saved else ""
+        how = f"\nreplay: {again if Path(saved).is_file() else saved}" if saved else ""
         found.append(complaint + how)
     return found
 
