@@ -131,6 +131,11 @@ def large(scaler: str) -> Iterator[tuple[BlockConfig, tuple[int, int, int, int]]
         ({"in_planes": 2, "out_planes": 2, "stride": (4, 5)}, (2, 9, 11)),
         ({"in_planes": 2, "out_planes": 2, "stride": 2}, (1, 3, 71)),
         ({"in_planes": 1, "out_planes": 2, "stride": (2, 1)}, (1, 301, 2)),
+        ({"in_planes": 1, "out_planes": 2, "stride": (1, 2)}, (1, 2, 301)),
+        ({"in_planes": 1, "out_planes": 1}, (1, 70, 71)),
+        ({"in_planes": 2, "out_planes": 3}, (65, 2, 2)),
+        ({"in_planes": 130, "out_planes": 129, "kernel_size": 1, "padding": 0}, (1, 1, 2)),
+        ({"in_planes": 2, "out_planes": 2, "kernel_size": 11, "padding": 5, "stride": 7}, (1, 9, 10)),
     ]
     for number, (arguments, (batch, height, width)) in enumerate(sizes):
         for place, normalizer in enumerate(NAMED_VALUES["normalizer"]):

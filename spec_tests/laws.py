@@ -80,6 +80,19 @@ def wide(config: BlockConfig, state: State) -> State:
     return found
 
 
+def flat(config: BlockConfig, state: State) -> State:
+    """Slopes and scales of 0 everywhere, as pruning leaves them, and a channel whose running variance is 0."""
+    kinds = {layer.name: layer.kind for layer in config.layers()}
+    found = dict(state)
+    for name, value in state.items():
+        layer, _, entry = name.rpartition(".")
+        if entry == "weight" and kinds[layer] in ("act", "norm"):
+            found[name] = np.zeros_like(value)
+        elif entry == "running_var":
+            found[name] = np.where(np.arange(value.size) == 0, value.dtype.type(0), value)
+    return found
+
+
 def unchanged(_: BlockConfig, state: State) -> State:
     return state
 

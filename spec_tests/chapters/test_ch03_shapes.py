@@ -208,12 +208,14 @@ def test_wrong_shapes_of_the_input(subject: Subject, normalizer: str) -> None:
             (1, 2, 4, 4, 1),
             (1, 1, 4, 4),
             (1, 3, 4, 4),
+            (1, 4, 4, 2),
             (1, 2, 0, 4),
             (1, 2, 4, 0),
         ]:
-            example = Example.of(config, shape)
-            what = f"a call with an input of shape {shape}"
-            refused(["3.8"], what, "value", example, block.forward, zeros(shape))
+            for training in subject.modes:
+                example = Example.of(config, shape, "training" if training else "evaluation")
+                what = f"a call with an input of shape {shape}"
+                refused(["3.8"], what, "value", example, block.forward, zeros(shape), training)
 
 
 @pytest.mark.clause("3.9")
@@ -224,8 +226,9 @@ def test_inputs_that_are_not_floating_point(subject: Subject, dtype: str) -> Non
         config = BlockConfig.of(2, 3, normalizer=normalizer)
         block = subject.build(config.arguments())
         x: Array = np.ones((1, 2, 4, 4), dtype)
-        example = Example.of(config, x.shape, dtype)
-        refused(["3.9"], f"a call with an input of {dtype}", "type", example, block.forward, x)
+        for training in subject.modes:
+            example = Example.of(config, x.shape, f"{dtype}, {'training' if training else 'evaluation'}")
+            refused(["3.9"], f"a call with an input of {dtype}", "type", example, block.forward, x, training)
 
 
 @pytest.mark.clause("3.10")

@@ -14,7 +14,8 @@ from spec_tests import oracle
 from spec_tests.compare import Example, NonConformance, Thin, differing, equal, focused, holds, shaped
 from spec_tests.config import NAMED_VALUES, BlockConfig
 from spec_tests.enumeration import enumerated, large, named_values
-from spec_tests.laws import GRADIENT_LAWS, Edit, Law, unchanged, wide
+from spec_tests.generators import layouts
+from spec_tests.laws import GRADIENT_LAWS, Edit, Law, flat, unchanged, wide
 from spec_tests.numeric import (
     Numeric,
     count,
@@ -25,6 +26,7 @@ from spec_tests.numeric import (
     law_examples,
     named,
     numerics,
+    rotation,
     same_within,
 )
 from spec_tests.oracle import vjp
@@ -87,8 +89,9 @@ def test_float64(subject: Subject, normalizer: str, data: st.DataObject) -> None
     """The same in float64, whose bounds are a billion times narrower."""
     for scaler in NAMED_VALUES["scaler"]:
         drawn = replace(data.draw(numerics(scaler, gradients=True)), dtype="float64")
+        [names] = (n for n in rotation(drawn.seed, scaler=scaler) if n["normalizer"] == normalizer)
         for training in subject.modes:
-            judge(subject, ("5.1", "5.2"), named(drawn, training, normalizer=normalizer))
+            judge(subject, ("5.1", "5.2"), named(drawn, training, **names))
 
 
 @pytest.mark.parametrize(
@@ -113,14 +116,15 @@ def test_law(subject: Subject, law: Law, data: st.DataObject) -> None:
 def test_large_sizes(subject: Subject, thin: Thin, scaler: str) -> None:
     """Beyond the sizes that are drawn."""
     for seed, (config, shape) in thin(enumerate(large(scaler))):
-        judge(subject, ("5.1", "5.2"), Numeric(config, shape, seed=seed, training=subject.modes[0]))
+        for training in subject.modes:
+            judge(subject, ("5.1", "5.2"), Numeric(config, shape, seed=seed, training=training))
 
 
 @pytest.mark.clause("5.1", "5.2")
 @pytest.mark.needs("layout")
 @by_scaler
 def test_expanded_gradients(subject: Subject, thin: Thin, scaler: str) -> None:
-    """What a sum sends back to the output is one number, repeated by strides of 0."""
+    """What a sum sends back to the output is one number, repeated by strides of 0; and other orders of memory."""
     for seed, names in thin(enumerate(named_values(scaler=scaler))):
         numeric = Numeric(BlockConfig.of(2, 3, **names), (2, 2, 4, 5), seed=seed, training=subject.modes[0])
         run, dy = (
@@ -131,6 +135,13 @@ def test_expanded_gradients(subject: Subject, thin: Thin, scaler: str) -> None:
         ones = "dy = np.lib.stride_tricks.as_strided(np.ones(1, np.float32), case.dy().shape, [0] * 4)"
         call = "gradients = block.backward(case.x(), dy, case.training)"
         compare(("5.1", "5.2"), got, vjp(run, dy), numeric.script(["import numpy as np", ones, call]), run)
+        due = vjp(run, numeric.dy())
+        for layout, view in layouts(numeric.dy()).items():
+            got = numeric.built(subject).backward(numeric.x(), view, numeric.training)
+            lines = [f"dy = layouts(case.dy())[{layout!r}]", call]
+            compare(
+                ("5.1", "5.2"), got, due, numeric.script(["from spec_tests.generators import layouts", *lines]), run
+            )
 
 
 @pytest.mark.clause("5.1", "5.2")
@@ -139,10 +150,12 @@ def test_wide_states_and_gradients(subject: Subject, thin: Thin, normalizer: str
     """Neither a parameter nor the gradient that arrives has a range of its own."""
     for seed, names in thin(enumerate(named_values(normalizer=normalizer))):
         numeric = Numeric(BlockConfig.of(3, 4, **names), (2, 3, 4, 5), seed=seed, training=subject.modes[0])
-        judge(subject, ("5.1", "5.2"), numeric, wide)
-        run, dy = numeric.expected(), 64 * numeric.dy()
+        for edit in (wide, flat):
+            judge(subject, ("5.1", "5.2"), numeric, edit)
+        # As large as the scale of a loss in half precision.
+        run, dy = numeric.expected(), 65536 * numeric.dy()
         got = numeric.built(subject).backward(numeric.x(), dy, numeric.training)
-        example = numeric.script(["gradients = block.backward(case.x(), 64 * case.dy(), case.training)"])
+        example = numeric.script(["gradients = block.backward(case.x(), 65536 * case.dy(), case.training)"])
         compare(("5.1", "5.2"), got, vjp(run, dy), example, run)
 
 
@@ -153,11 +166,48 @@ def test_an_input_without_a_gradient(subject: Subject, thin: Thin, normalizer: s
     """The first block of a network gets an input of which no gradient is wanted; those of its parameters stay."""
     for seed, names in thin(enumerate(named_values(normalizer=normalizer))):
         for training in subject.modes:
-            numeric = Numeric(BlockConfig.of(3, 4, **names), (2, 3, 4, 5), seed=seed, training=training)
+            numeric = Numeric(BlockConfig.of(3, 3 + seed % 2, **names), (2, 3, 4, 5), seed=seed, training=training)
             run = numeric.expected()
             got = numeric.built(subject).parameter_gradients(numeric.x(), numeric.dy(), training)
             example = numeric.script(["gradients = block.parameter_gradients(case.x(), case.dy(), case.training)"])
             count("5.2", inspect_each("5.2", got, vjp(run, numeric.dy()).params, example, run))
+
+
+@pytest.mark.clause("5.1", "5.2")
+@pytest.mark.needs("frozen")
+@by_norm
+def test_frozen_parameters(subject: Subject, thin: Thin, normalizer: str) -> None:
+    """Of no parameter a gradient is wanted, or of every other one; what is wanted does not depend on that."""
+    for seed, names in thin(enumerate(named_values(normalizer=normalizer))):
+        for training in subject.modes:
+            numeric = Numeric(BlockConfig.of(2 + seed % 2, 3, **names), (2, 2 + seed % 2, 4, 5), seed=seed)
+            numeric = replace(numeric, training=training)
+            run = numeric.expected()
+            due, every = vjp(run, numeric.dy()), list(numeric.config.parameters())
+            for wanted in ([], every[::2], every[1::2]):
+                got = numeric.built(subject).partial_gradients(numeric.x(), numeric.dy(), training, wanted)
+                call = f"gradients = block.partial_gradients(case.x(), case.dy(), case.training, {wanted})"
+                some = replace(due, params={name: due.params[name] for name in wanted})
+                compare(("5.1", "5.2"), got, some, numeric.script([call]), run)
+
+
+@pytest.mark.clause("5.10")
+@pytest.mark.needs("deferred")
+@by_norm
+def test_backward_passes_behind_all_calls(subject: Subject, thin: Thin, normalizer: str) -> None:
+    """A backward pass is that of its own call, also behind another call, in the other mode, and when it comes again."""
+    for seed, (_, config) in thin(enumerate(enumerated(normalizer=normalizer))):
+        training = subject.modes[seed % len(subject.modes)]
+        first = Numeric(config, (2, config.in_planes, 5, 6), seed=seed, training=training)
+        then = replace(first, seed=seed + 1, shape=(3, config.in_planes, 6, 5))
+        state = first.state()
+        got = first.built(subject, state).deferred([(n.x(), n.dy()) for n in (first, then)], training)
+        lines = [f"other = Numeric(case.config, {then.shape}, seed={seed + 1}, training={training})"]
+        lines += ["gradients = block.deferred([(n.x(), n.dy()) for n in (case, other)], case.training)"]
+        example = first.script(lines)
+        for numeric, gradients in zip((first, then, first), got, strict=True):
+            run = numeric.expected(state)
+            compare(("5.10", "5.10"), gradients, vjp(run, numeric.dy()), example, run)
 
 
 @pytest.mark.clause("5.6")
@@ -206,7 +256,7 @@ def test_calls_are_independent(subject: Subject, thin: Thin, normalizer: str) ->
         x, dy = numeric.x(), numeric.dy()
         first = differentiate("5.10", block, numeric)
         # A call on other numbers in between, then the first state and call again.
-        differentiate("5.10", block, replace(numeric, seed=seed + 1000))
+        differentiate("5.10", block, replace(numeric, seed=seed + 1000, shape=(1, config.in_planes, 6, 5)))
         block.load(numeric.state())
         before = block.state()
         again = block.backward(x, dy, numeric.training)

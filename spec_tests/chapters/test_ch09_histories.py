@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from hypothesis import seed, settings
 from hypothesis import strategies as st
@@ -13,9 +15,13 @@ from spec_tests.enumeration import enumerated
 from spec_tests.numeric import Numeric, count, inspect, inspect_each, named, numerics
 from spec_tests.oracle import Forward, Verdict, vjp
 from spec_tests.seeding import test_seed
-from spec_tests.subjects.base import Block, Crashed, Subject
+from spec_tests.subjects.base import Block, Crashed, Refused, Subject, zeros
 
 by_norm = pytest.mark.parametrize("normalizer", NAMED_VALUES["normalizer"])
+
+
+# What the code of a refused call needs.
+REFUSES = ["import contextlib", "from spec_tests.subjects.base import Refused, zeros"]
 
 
 class History(RuleBasedStateMachine):
@@ -40,14 +46,19 @@ class History(RuleBasedStateMachine):
     def _mode(self, training: bool) -> bool:
         return training and True in self.subject.modes
 
-    def _call(self, seed: int, training: bool, step: str) -> tuple[Numeric, Example]:
-        numeric = Numeric(self.numeric.config, self.numeric.shape, seed=seed, training=training)
-        self.steps.append(f"c = Numeric(case.config, case.shape, seed={seed}, training={training}); {step}")
+    def _call(self, seed: int, training: bool, step: str, dtype: str = "float32") -> tuple[Numeric, Example]:
+        # Every other call brings one sample more, unless a new shape costs a compilation.
+        batch, *rest = self.numeric.shape
+        shape = (batch + (seed % 2 and not self.subject.compiles), *rest)
+        numeric = Numeric(self.numeric.config, shape, seed=seed, training=training, dtype=dtype)
+        kind = "" if dtype == "float32" else f", dtype={dtype!r}"
+        self.steps.append(f"c = Numeric(case.config, {shape}, seed={seed}, training={training}{kind}); {step}")
         return numeric, self._example()
 
     def _example(self) -> Example:
         """Code of the whole history."""
-        return self.numeric.script(self.steps)
+        refuses = any("suppress" in step for step in self.steps)
+        return self.numeric.script([*(REFUSES if refuses else []), *self.steps])
 
     @rule(seed=st.integers(0, 9), training=st.booleans())
     def forward(self, seed: int, training: bool) -> None:
@@ -105,6 +116,31 @@ class History(RuleBasedStateMachine):
         self.steps.append("block = block.converted('float64').converted('float32')")
         self.block = self.block.converted("float64").converted("float32")
 
+    @precondition(lambda self: {"convert", "float64"} <= self.subject.features)
+    @rule(seed=st.integers(0, 9), training=st.booleans())
+    def forward_in_float64(self, seed: int, training: bool) -> None:
+        """What a call in one type left behind is not used in another one."""
+        step = "y = block.converted('float64').forward(c.x(), c.training)"
+        numeric, example = self._call(seed, self._mode(training), step, "float64")
+        twin = self.block.converted("float64")
+        run = numeric.expected(twin.state())
+        y = twin.forward(numeric.x(), numeric.training)
+        count("9.8", [inspect("9.8", "the output in float64", y, run.y, example, run)])
+
+    @precondition(lambda self: "serialize" in self.subject.features)
+    @rule()
+    def serialize(self) -> None:
+        self.steps.append("block = block.serialized()")
+        self.block = self.block.serialized()
+
+    @rule()
+    def refuse(self) -> None:
+        """A call that is refused leaves nothing behind."""
+        shape = (2, self.numeric.config.in_planes + 1, 4, 5)
+        self.steps.append(f"with contextlib.suppress(Refused): block.forward(zeros({shape}))")
+        with contextlib.suppress(Refused):
+            self.block.forward(zeros(shape))
+
     def teardown(self) -> None:
         for number, (block, bits) in enumerate(self.twins):
             example = self._example()
@@ -131,10 +167,11 @@ def test_parameters_changed_in_place(subject: Subject, thin: Thin, normalizer: s
             steps = [
                 "block.forward(case.x(), case.training)",
                 f"c = Numeric(case.config, case.shape, seed={number + 1}, training={training})",
-                "block.overwrite(c.state()); y = block.forward(c.x(), c.training)",
+                "block.overwrite(c.state()); y = block.forward(case.x(), c.training)",
             ]
-            run, example = then.expected(), first.script(steps)
-            y = block.forward(then.x(), training)
+            # The same x: neither what was made of the parameters is kept, nor the output.
+            run, example = then.expected(x=first.x()), first.script(steps)
+            y = block.forward(first.x(), training)
             count("9.8", [inspect("9.8", "the output", y, run.y, example, run)])
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from spec_tests.compare import Thin, differing, equal, focused, holds, shaped
 from spec_tests.config import NAMED_VALUES, BlockConfig
 from spec_tests.enumeration import enumerated, named_values
+from spec_tests.generators import layouts
 from spec_tests.laws import only_shortcut
 from spec_tests.numeric import Numeric, count, inspect_each, named, numerics, rotation, same_within, within
 from spec_tests.oracle import vjp
@@ -134,18 +135,6 @@ def test_types(subject: Subject, thin: Thin, dtype: str) -> None:
         )
         got = numeric.built(subject).result_dtype(numeric.x(), numeric.training)
         equal("9.9", f"type of the output for {dtype}", got, dtype, numeric.example())
-
-
-def layouts(x: Array) -> dict[str, Array]:
-    """The numbers of x (N, C, H, W) in other orders of memory."""
-    wide = np.zeros((*x.shape[:3], 2 * x.shape[3]), x.dtype)
-    wide[..., ::2] = x
-    return {
-        "channels last": np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2),
-        "height and width swapped": np.ascontiguousarray(x.transpose(0, 1, 3, 2)).transpose(0, 1, 3, 2),
-        "channels before the batch": np.ascontiguousarray(x.transpose(1, 0, 2, 3)).transpose(1, 0, 2, 3),
-        "every other element": wide[..., ::2],
-    }
 
 
 @pytest.mark.clause("9.10")

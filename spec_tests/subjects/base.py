@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -155,10 +155,22 @@ class Block(ABC):
         """As `backward`, for an `x` of which no gradient is wanted (feature ``"constant_input"``)."""
         raise NotImplementedError
 
+    def partial_gradients(self, x: Array, dy: Array, training: bool | None, wanted: Collection[str]) -> Gradients:
+        """As `backward`, with gradients wanted of x and of these parameters alone (feature ``"frozen"``)."""
+        raise NotImplementedError
+
+    def deferred(self, calls: Sequence[tuple[Array, Array]], training: bool) -> list[Gradients]:
+        """The gradients of several forward calls, each of (x, dy) (feature ``"deferred"``).
+
+        All backward passes come behind the last of the calls, in the other mode; that of the first call comes again at
+        the end.
+        """
+        raise NotImplementedError
+
     def aliases(self, x: Array, training: bool | None = None) -> list[str]:
         """What the output for `x` shares memory with (feature ``"memory"``).
 
-        ``"x"``, names of entries, or ``"the output of the next call"``.
+        ``"x"``, names of entries, or ``"the output of a later call"``.
         """
         raise NotImplementedError
 
@@ -182,8 +194,11 @@ class Block(ABC):
         """Whether each layer is in training; the block itself is ``""`` (feature ``"mode"``)."""
         raise NotImplementedError
 
-    def set_mode(self, training: bool) -> bool:
-        """Switch between training and evaluation; whether that gives the block itself (feature ``"mode"``)."""
+    def set_mode(self, training: bool, short: bool = False) -> bool:
+        """Switch between training and evaluation; whether that gives the block itself (feature ``"mode"``).
+
+        With `short`, by the form that takes no argument.
+        """
         raise NotImplementedError
 
     def memory(self) -> dict[str, tuple[int, int]]:

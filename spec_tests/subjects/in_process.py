@@ -10,7 +10,7 @@ import pickle
 import sys
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,7 +24,7 @@ from spec_tests.subjects.raised import Unfit, translated, where, words
 
 FEATURES = frozenset(
     {"copy", "serialize", "convert", "mode", "memory", "summary", "seed", "python", "backward", "init", "train"}
-    | {"float64", "bfloat16", "bitwise", "layout", "output", "constant_input", "overwrite"}
+    | {"float64", "bfloat16", "bitwise", "layout", "output", "constant_input", "overwrite", "frozen", "deferred"}
 )
 
 
@@ -221,6 +221,41 @@ class TorchBlock(Block):
             found = {name: p.grad for name, p in self.module.named_parameters() if p.grad is not None}
             return y, given.grad, {name: _array(grad, f"the gradient of {name}") for name, grad in found.items()}
 
+    def partial_gradients(self, x: Array, dy: Array, training: bool | None, wanted: Collection[str]) -> Gradients:
+        trainable = {name: p.requires_grad for name, p in self.module.named_parameters()}
+        with translated(self.code):
+            for name, parameter in self.module.named_parameters():
+                parameter.requires_grad_(name in wanted)
+        try:
+            y, dx, found = self._differentiated(x, dy, training, True)
+        finally:
+            with translated(self.code):
+                for name, parameter in self.module.named_parameters():
+                    parameter.requires_grad_(trainable[name])
+        if dx is None:
+            raise Crashed(f"the input received no gradient, where {sorted(wanted)} receive one", self.code)
+        with translated(self.code):
+            return Gradients(_array(dx, "the gradient of the input"), found, _array(y, "the output"))
+
+    def deferred(self, calls: Sequence[tuple[Array, Array]], training: bool) -> list[Gradients]:
+        parameters = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+        found = []
+        with translated(f"{self.code}, called {len(calls)} times and then differentiated"):
+            given = [(self._tensor(x).requires_grad_(), self._tensor(dy)) for x, dy in calls]
+            outputs = [self._called(x, training) for x, _ in given]
+            self.module.train(not training)
+            try:
+                for number in (*range(len(calls)), 0):
+                    (x, dy), wanted = given[number], [given[number][0], *parameters.values()]
+                    with own_kernels(self.dtype, x, dy), _unalarmed(self.device):
+                        got = torch.autograd.grad(outputs[number], wanted, dy, retain_graph=True, allow_unused=True)
+                    named = {name: grad for name, grad in zip(parameters, got[1:], strict=True) if grad is not None}
+                    params = {name: _array(grad, f"the gradient of {name}") for name, grad in named.items()}
+                    found.append(Gradients(_array(_tensor(got[0], "the gradient of the input"), "it"), params))
+            finally:
+                self.module.train(training)
+        return found
+
     def result_dtype(self, x: Array, training: bool | None = None) -> str:
         with translated(self.code), torch.no_grad():
             return str(self._called(self._tensor(x), training).dtype).removeprefix("torch.")
@@ -231,9 +266,10 @@ class TorchBlock(Block):
             y = self._called(given, training)
             # Where they lie now: the next call may move them.
             places = {name: _place(tensor) for name, tensor in {"x": given, **self._state()}.items()}
-            later = self._called(given, training)
-            places["the output of the next call"] = _place(later)
-            return [name for name, place in places.items() if place == _place(y)]
+            # Buffers may be used in turn.
+            later = [self._called(given, training) for _ in range(3)]
+            shared = [name for name, place in places.items() if place == _place(y)]
+            return shared + ["the output of a later call"] * (_place(y) in map(_place, later))
 
     def state(self) -> State:
         with translated(self.code):
@@ -255,7 +291,8 @@ class TorchBlock(Block):
         tensors = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
         with translated(self.code), torch.no_grad():
             for name, tensor in tensors.items():
-                tensor.copy_(torch.from_numpy(np.array(state[name])))
+                # As `.data` does it, which counts no version of the tensor: who looks at that sees nothing.
+                tensor.data.copy_(torch.from_numpy(np.array(state[name])))
 
     def _derived(self, make: Callable[[], Any], doing: str, dtype: torch.dtype | None = None) -> TorchBlock:
         with translated(f"{self.code}, {doing}"):
@@ -275,8 +312,11 @@ class TorchBlock(Block):
         with translated(self.code):
             return {name: module.training for name, module in self.module.named_modules()}
 
-    def set_mode(self, training: bool) -> bool:
-        with translated(f"{self.code}, train({training})"):
+    def set_mode(self, training: bool, short: bool = False) -> bool:
+        doing = f"train({training})" if not short else "train()" if training else "eval()"
+        with translated(f"{self.code}, {doing}"):
+            if short:
+                return (self.module.train() if training else self.module.eval()) is self.module
             return self.module.train(training) is self.module
 
     def memory(self) -> dict[str, tuple[int, int]]:
