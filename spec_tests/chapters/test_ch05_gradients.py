@@ -138,10 +138,8 @@ def test_expanded_gradients(subject: Subject, thin: Thin, scaler: str) -> None:
         due = vjp(run, numeric.dy())
         for layout, view in layouts(numeric.dy()).items():
             got = numeric.built(subject).backward(numeric.x(), view, numeric.training)
-            lines = [f"dy = layouts(case.dy())[{layout!r}]", call]
-            compare(
-                ("5.1", "5.2"), got, due, numeric.script(["from spec_tests.generators import layouts", *lines]), run
-            )
+            lines = ["from spec_tests.generators import layouts", f"dy = layouts(case.dy())[{layout!r}]", call]
+            compare(("5.1", "5.2"), got, due, numeric.script(lines), run)
 
 
 @pytest.mark.clause("5.1", "5.2")

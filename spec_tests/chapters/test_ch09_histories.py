@@ -48,8 +48,8 @@ class History(RuleBasedStateMachine):
 
     def _call(self, seed: int, training: bool, step: str, dtype: str = "float32") -> tuple[Numeric, Example]:
         # Every other call brings one sample more, unless a new shape costs a compilation.
-        batch, *rest = self.numeric.shape
-        shape = (batch + (seed % 2 and not self.subject.compiles), *rest)
+        batch, planes, height, width = self.numeric.shape
+        shape = (batch + (seed % 2 if not self.subject.compiles else 0), planes, height, width)
         numeric = Numeric(self.numeric.config, shape, seed=seed, training=training, dtype=dtype)
         kind = "" if dtype == "float32" else f", dtype={dtype!r}"
         self.steps.append(f"c = Numeric(case.config, {shape}, seed={seed}, training={training}{kind}); {step}")

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spec_tests.chapters.test_ch09_invariances import layouts
 from spec_tests.config import BlockConfig
+from spec_tests.generators import layouts
 from spec_tests.meta.processes import ROOT, Ended, environment, loaded, python, run_arguments
 from spec_tests.numeric import Numeric
 from spec_tests.subjects import REFERENCE, load_subject
