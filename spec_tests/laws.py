@@ -69,7 +69,10 @@ def zero_weights(config: BlockConfig, state: State) -> State:
 
 
 def wide(config: BlockConfig, state: State) -> State:
-    """Parameters and statistics far beyond those that are drawn: slopes, scales and shifts in the tens."""
+    """Parameters and statistics far beyond those that are drawn: slopes, scales and shifts in the tens.
+
+    The first running variance of each norm is 0, that of a channel that was constant.
+    """
     kinds = {layer.name: layer.kind for layer in config.layers()}
     factors = {"conv": 32, "act": 16, "norm": 32, "bias": 64, "running_mean": 64, "running_var": 1024}
     found = dict(state)
@@ -77,19 +80,19 @@ def wide(config: BlockConfig, state: State) -> State:
         layer, _, entry = name.rpartition(".")
         if entry != "num_batches_tracked":
             found[name] = value * np.asarray(factors.get(entry, factors.get(kinds[layer])), value.dtype)
+        if entry == "running_var":
+            found[name][0] = 0
     return found
 
 
 def flat(config: BlockConfig, state: State) -> State:
-    """Slopes and scales of 0 everywhere, as pruning leaves them, and a channel whose running variance is 0."""
+    """Slopes and scales of 0 everywhere, as pruning leaves them."""
     kinds = {layer.name: layer.kind for layer in config.layers()}
     found = dict(state)
     for name, value in state.items():
         layer, _, entry = name.rpartition(".")
         if entry == "weight" and kinds[layer] in ("act", "norm"):
             found[name] = np.zeros_like(value)
-        elif entry == "running_var":
-            found[name] = np.where(np.arange(value.size) == 0, value.dtype.type(0), value)
     return found
 
 
