@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import combinations, combinations_with_replacement, pairwise
 from typing import Any
 
@@ -315,6 +316,14 @@ def test_serialize(subject: Subject, thin: Thin, normalizer: str) -> None:
     judge_twin(subject, thin, normalizer, "7.13", lambda block: block.serialized())
 
 
+def twin_of(clause: str, make: Callable[[], Block], example: Example) -> Block:
+    """A copy of a block, or one that was serialized and read back; one that cannot be made breaks the clause."""
+    try:
+        return make()
+    except Crashed as crash:
+        raise NonConformance(clause, "its twin", crash.error, "a block", example) from crash
+
+
 def judge_twin(subject: Subject, thin: Thin, normalizer: str, clause: str, make: Any) -> None:
     for _, config in thin(enumerated(normalizer=normalizer)):
         block, example = subject.build(config.arguments()), Example.of(config)
@@ -323,7 +332,7 @@ def judge_twin(subject: Subject, thin: Thin, normalizer: str, clause: str, make:
             block.set_mode(training)
             # What a call leaves in the block must not hinder.
             block.forward(zeros((2, config.in_planes, 5, 6)), training)
-            twin = make(block)
+            twin = twin_of(clause, partial(make, block), example)
             equal_entries(clause, "modes of the layers", twin.modes(), block.modes(), example)
             equal_entries(clause, "entries that differ", differing(twin.state(), block.state()), {}, example)
         equal_entries(clause, "roles and types", twin.entries(), block.entries(), example)
@@ -341,10 +350,7 @@ def test_twins_of_another_type(subject: Subject, normalizer: str) -> None:
     example, block = Example.of(config), subject.build(config.arguments()).converted("float64")
     makes: dict[str, Callable[[], Block]] = {"7.12": block.copy, "7.13": block.serialized}
     for clause, make in makes.items():
-        try:
-            twin = make()
-        except Crashed as crash:
-            raise NonConformance(clause, "a twin", crash.error, "a block", example) from crash
+        twin = twin_of(clause, make, example)
         equal_entries(clause, "roles and types", twin.entries(), block.entries(), example)
         equal_entries(clause, "entries that differ", differing(twin.state(), block.state()), {}, example)
 

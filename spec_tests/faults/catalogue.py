@@ -23,11 +23,12 @@ from spec_tests.faults import (
     single_clauses,
     state,
     upsampling,
+    usage,
 )
 from spec_tests.faults.entry import Fault
 
 _AREAS = (norm, batch_norm, activation, order, convolution, shortcut, upsampling, shapes)
-_AREAS += (state, construction, arguments, gradients, arithmetic, conduct, single_clauses, rare, beyond)  # type: ignore[assignment]
+_AREAS += (state, construction, arguments, gradients, arithmetic, conduct, single_clauses, rare, beyond, usage)  # type: ignore[assignment]
 
 
 def _by_id(*groups: tuple[Fault, ...]) -> dict[str, Fault]:
