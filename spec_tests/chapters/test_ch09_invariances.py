@@ -111,7 +111,7 @@ def test_calls_leave_no_trace(subject: Subject, thin: Thin, normalizer: str) -> 
 @pytest.mark.needs("memory")
 @by_norm
 def test_the_output_is_its_own(subject: Subject, thin: Thin, normalizer: str) -> None:
-    """The output shares memory with neither the input nor an entry of the state, nor with the next output."""
+    """The output shares memory with neither the input nor an entry of the state, nor with a later output."""
     for seed, (_, config) in thin(enumerate(enumerated(normalizer=normalizer))):
         for training in subject.modes:
             numeric = Numeric(config, (2, config.in_planes, 5, 6), seed=seed, training=training)
