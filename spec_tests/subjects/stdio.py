@@ -13,7 +13,7 @@ from typing import Any
 import hypothesis
 
 from spec_tests.subjects import wire
-from spec_tests.subjects.base import IN_PROCESS, Array, AtOnce, Crashed, Refused, Subject, SubjectError
+from spec_tests.subjects.base import IN_PROCESS, Array, AtOnce, Conduct, Crashed, Refused, Subject, SubjectError
 from spec_tests.subjects.port_block import Doing, PortBlock, texts
 from spec_tests.subjects.process import PortError, Process, Timeouts, shown
 
@@ -117,10 +117,11 @@ class StdioSubject(Subject):
     def spelled(self, value: Any) -> str:
         return value if isinstance(value, str) else wire.text(value)
 
-    def conduct(self) -> list[tuple[str, bytes]]:
-        from spec_tests.subjects.conduct import ends, odd_messages
+    def conduct(self) -> Conduct:
+        from spec_tests.subjects.conduct import conduct
 
-        return [(str(complaint), complaint.request) for complaint in (*odd_messages(self), *ends(self))]
+        found = conduct(self)
+        return Conduct([(str(told), told.request) for told in found.complaints.values()], sorted(found.judged))
 
     def close(self) -> list[str]:
         """End the port; what was wrong with how it ended."""
