@@ -31,7 +31,6 @@ OUTCOMES = ("failed", "errored")
 CONDUCT = "conduct"
 _RULE = re.compile(r"([a-z]+): ")
 WRITTEN = 80
-STDERR = "; the end of its standard error:"
 # In a message: where in a block's code an error was raised.
 _PLACE = re.compile(r" \(at [^()]+:\d+, in [^()]+\)")
 
@@ -276,9 +275,9 @@ def write(path: Path, verdict: Verdict, before: Sequence[Known] = ()) -> int:
             link = entry.link if entry is not None else ""
             # A line of the block's own code moves when the code above it changes.
             short = _PLACE.split(failure.message)[0][:WRITTEN].rstrip()
-            # Which messages showed it says more than the rule, and what was written to standard error less.
+            # All messages that showed it, and with the full stop behind them no others.
             if RULE in failure.message:
-                short = failure.message.split(RULE)[0].split(STDERR)[0].rstrip()
+                short = f"{failure.message.split(RULE)[0]}."
             entries[failure.test] = Known(failure.test, failure.clause, failure.outcome, short, link)
     ran = {outcome.test for outcome in verdict.outcomes}
     for entry in known.values():

@@ -22,7 +22,7 @@ from spec_tests.verdict import Verdict
 TEST = f"{CONDUCT}:arguments"
 WORSE = Complaint("arguments", "cfg.in_planes='0x10': ok; due is invalid_input", more=["cfg.stride='+3'"])
 OTHER = Complaint("arguments", "cfg.in_planes='+3': ok; due is invalid_input")
-CRASHED = Complaint("arguments", "cfg.in_planes='': it died; the end of its standard error:\n at 0x7f; due is x")
+CRASHED = Complaint("arguments", "cfg.in_planes='': it died; due is x", said="; the end of its error: at 0x7f")
 PASSED = Outcome("t::1", ("1.1",), "passed", {"1.1": 1})
 
 
@@ -40,14 +40,18 @@ def test_an_entry_pins_the_messages_that_showed_it(tmp_path: Path) -> None:
     path = tmp_path / "known.txt"
     assert write(path, verdict(WORSE)) == 1
     assert [entry.message for entry in read(path)] == [
-        "arguments: cfg.in_planes='0x10': ok; due is invalid_input; 1 more: cfg.stride='+3'"
+        "arguments: cfg.in_planes='0x10': ok; due is invalid_input; 1 more: cfg.stride='+3'."
     ]
     entry = replace(read(path)[0], link="mine")
     assert compare([entry], verdict(WORSE)).expected
     [changed] = compare([entry], verdict(OTHER)).differences
     assert changed.startswith("changed, line 3: conduct:arguments: its message is now \"arguments: cfg.in_planes='+3'")
+    fewer = replace(WORSE, more=[])
+    write(path, verdict(fewer))
+    assert not compare([replace(read(path)[0], link="mine")], verdict(fewer)).differences
+    assert compare([replace(read(path)[0], link="mine")], verdict(WORSE)).differences
     write(path, verdict(CRASHED))
-    assert [entry.message for entry in read(path)] == ["arguments: cfg.in_planes='': it died"]
+    assert [entry.message for entry in read(path)] == ["arguments: cfg.in_planes='': it died; due is x."]
 
 
 @pytest.mark.parametrize("judged", [frozenset(), frozenset(RULES) - {"arguments"}])

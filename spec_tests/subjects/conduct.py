@@ -14,7 +14,7 @@ from spec_tests.subjects import wire
 from spec_tests.subjects.base import SubjectError
 from spec_tests.subjects.odd_messages import CONFIG, Probe, message, probes, tensors_of
 from spec_tests.subjects.process import PortError, Process, shown
-from spec_tests.subjects.stdio import Reply, StdioSubject, answered
+from spec_tests.subjects.stdio import STDERR, Reply, StdioSubject, answered
 
 # A crash costs a new process, and a late reply its time-out.
 CRASHES = 3
@@ -134,6 +134,14 @@ def _unlike(probe: Probe, reply: Reply, conversation: _Conversation) -> str:
     return "the same numbers; due are others" if unlike is not None and _same_numbers(reply, unlike, True) else ""
 
 
+def _apart(reply: Reply | str) -> tuple[str, str]:
+    """What became of a message in words, and what the port wrote to standard error if it failed."""
+    if not isinstance(reply, str):
+        return answered(reply[0].metadata)[1], ""
+    words, mark, said = reply.partition(STDERR)
+    return words, mark + said
+
+
 def odd_messages(port: StdioSubject) -> Found:
     """Send what no call sends; the complaints about the replies."""
     offers = {key: port.said(key) for key in ("ops", "modes", "dtypes")}
@@ -157,13 +165,13 @@ def odd_messages(port: StdioSubject) -> Found:
             continue
         due = answer_due(request, offers)
         reply = conversation.reply(probe.message)
-        fault = f"{reply}; due is {due.answer}" if isinstance(reply, str) else _fault(probe, reply, due, conversation)
+        words, said = _apart(reply)
+        fault = f"{words}; due is {due.answer}" if isinstance(reply, str) else _fault(probe, reply, due, conversation)
         if not fault and probe.then is not None:
-            behind = conversation.reply(probe.then)
-            words = behind if isinstance(behind, str) else answered(behind[0].metadata)[1]
+            words, said = _apart(conversation.reply(probe.then))
             fault = "" if words == "ok" else f"the next request: {words}; due is ok"
         if fault:
-            said = port.said_meanwhile() if fault.startswith("internal") else ""
+            said = said or (port.said_meanwhile() if fault.startswith("internal") else "")
             found.blame(Complaint(probe.rule, f"{probe.told}: {fault}", bytes(probe.message), said), probe.told)
         if conversation.is_over():
             left = every[place + 1 :]

@@ -48,6 +48,8 @@ _CHOICES = {
 }
 
 
+# Between what is told of a failure and what the port wrote then.
+STDERR = "; the end of its standard error:"
 _STATUS = "allowed are 'ok', 'error', 'unsupported'"
 
 _ERROR = re.compile(r"error|exception|panicked", re.IGNORECASE)
@@ -335,7 +337,7 @@ def _end(stderr: str) -> str:
     # Some runtimes write their stack and more behind the line that says what is wrong.
     errors = [line for line in lines[:-6] if _ERROR.search(line)][-1:]
     said = "\n".join(line[-200:] for line in [*errors, *lines[-6:]])
-    return f"; the end of its standard error:\n{shown(said)}" if said else ""
+    return f"{STDERR}\n{shown(said)}" if said else ""
 
 
 def _told(doing: Doing) -> str:
