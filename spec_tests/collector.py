@@ -21,13 +21,14 @@ class Collector:
         self.verdict.tested |= frozenset(tested)
         self.verdict.selected |= frozenset(selected)
 
-    def complain(self, complaints: list[str]) -> None:
-        """Of several processes that end alike, one is told."""
+    def complain(self, complaints: Iterable[str] = (), judged: Iterable[str] = ()) -> None:
+        """Of several processes that end alike, one is told; `judged` are rules of the conduct."""
+        self.verdict.conduct_judged |= frozenset(judged)
         self.verdict.conduct = list(dict.fromkeys([*self.verdict.conduct, *complaints]))
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any, error: object | None) -> None:
-        self.complain(getattr(node, "workeroutput", {}).get("mdnc_spec_conduct", []))
+        self.complain(*getattr(node, "workeroutput", {}).get("mdnc_spec_conduct", ()))
         if error:
             self.verdict.troubles.append(f"a worker process ended early: {error}")
 
@@ -44,7 +45,7 @@ class Collector:
         self.scope(*news.get("scope", ((), ())))
         self.verdict.subject.update(news.get("subject", {}))
         self.verdict.stopped |= news.get("stopped", False)
-        self.complain(news.get("conduct", []))
+        self.complain(*news.get("conduct", ()))
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:

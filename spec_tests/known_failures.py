@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from spec_tests.clauses import all_clauses
+from spec_tests.conduct_rules import RULE, RULES
 from spec_tests.verdict import BROKEN, CONFORMS, NOT_JUDGED, PARTIAL, TestOutcome, Verdict
 from spec_tests.words import counted
 
@@ -75,12 +76,22 @@ def read(path: Path) -> list[Known]:
             raise ValueError(
                 f"{path}, line {number}: the outcome {entry.outcome!r} must be one of {', '.join(OUTCOMES)}"
             )
+        if (problem := _no_rule(entry)) != "":
+            raise ValueError(f"{path}, line {number}: {problem}")
         if entry.clause != CONDUCT and entry.clause not in all_clauses():
             raise ValueError(f"{path}, line {number}: SPEC.md has no clause {entry.clause!r}")
         if entry.test in found:
             raise ValueError(f"{path}, line {number}: {entry.test} stands in line {found[entry.test].line} already")
         found[entry.test] = entry
     return list(found.values())
+
+
+def _no_rule(entry: Known) -> str:
+    """What is wrong with the test of an entry about the conduct; empty if nothing is."""
+    allowed = (CONDUCT, *(f"{CONDUCT}:{rule}" for rule in RULES))
+    if entry.clause != CONDUCT or entry.test in allowed:
+        return ""
+    return f"the test {entry.test!r} is none of the conduct; allowed are {', '.join(allowed)}"
 
 
 def conduct_test(complaint: str) -> str:
@@ -106,8 +117,8 @@ def failures(verdict: Verdict) -> list[Known]:
 
 
 def _conduct_judged(entry: Known, verdict: Verdict) -> bool:
-    """Whether the run judged what an entry says of the conduct: odd messages are for runs of all clauses."""
-    return entry.test == CONDUCT or verdict.tested <= verdict.selected
+    """Whether the run judged what an entry says of the conduct."""
+    return entry.test == CONDUCT or entry.test.removeprefix(f"{CONDUCT}:") in verdict.conduct_judged
 
 
 def _advice(entry: Known) -> bool:
@@ -205,7 +216,9 @@ def left_by_all(shards: Iterable[Iterable[Known]], verdict: Verdict) -> list[str
 def _absent(entry: Known, outcome: TestOutcome | None, verdict: Verdict) -> str:
     """What is to be said of an entry whose test did not fail; nothing where the run left it out."""
     where = f"line {entry.line}: {entry.test}"
-    if entry.clause == CONDUCT and _conduct_judged(entry, verdict) and not verdict.interrupted and not verdict.stopped:
+    if entry.clause == CONDUCT and (verdict.interrupted or verdict.stopped or not _conduct_judged(entry, verdict)):
+        return ""
+    if entry.clause == CONDUCT:
         return f"unexpected pass, {where}: the port behaved as it must; remove the line"
     if outcome is not None and outcome.status == "passed":
         return f"unexpected pass, {where} passes; remove the line"
@@ -262,6 +275,9 @@ def write(path: Path, verdict: Verdict, before: Sequence[Known] = ()) -> int:
             link = entry.link if entry is not None else ""
             # A line of the block's own code moves when the code above it changes.
             short = _PLACE.split(failure.message)[0][:WRITTEN].rstrip()
+            # All messages that showed it, and with the full stop behind them no others.
+            if RULE in failure.message:
+                short = f"{failure.message.split(RULE)[0]}."
             entries[failure.test] = Known(failure.test, failure.clause, failure.outcome, short, link)
     ran = {outcome.test for outcome in verdict.outcomes}
     for entry in known.values():

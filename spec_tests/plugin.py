@@ -33,7 +33,7 @@ REACHED: pytest.StashKey[dict[str, int]] = pytest.StashKey()
 VACUOUS: pytest.StashKey[dict[str, int]] = pytest.StashKey()
 RATIO: pytest.StashKey[dict[str, float]] = pytest.StashKey()
 STRICT: pytest.StashKey[tuple[int, int]] = pytest.StashKey()
-CONDUCT: pytest.StashKey[list[str]] = pytest.StashKey()
+CONDUCT: pytest.StashKey[tuple[list[str], list[str]]] = pytest.StashKey()
 SPENT: pytest.StashKey[bool] = pytest.StashKey()
 SCOPE: pytest.StashKey[tuple[list[str], list[str]]] = pytest.StashKey()
 ABOUT: pytest.StashKey[dict[str, Any]] = pytest.StashKey()
@@ -154,11 +154,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     # With xdist the subject ends in the workers; this is how the controller hears of it.
+    found = session.config.stash.get(CONDUCT, ([], []))
     if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["mdnc_spec_conduct"] = session.config.stash.get(CONDUCT, [])
-    complaints: list[str] = session.config.stash.get(CONDUCT, [])
+        session.config.workeroutput["mdnc_spec_conduct"] = found
     for collector in _collectors(session.config):
-        collector.complain(complaints)
+        collector.complain(*found)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -179,27 +179,28 @@ def subject(request: pytest.FixtureRequest) -> Generator[Subject, None, None]:
         raise
     request.config.stash[ABOUT] = _about(found)
     compare.REFUSAL.update(found.refusal)
-    request.config.stash[CONDUCT] = _conduct(found, request.config)
+    complaints, rules = request.config.stash[CONDUCT] = _conduct(found, request.config)
     few = strategies.FEW_SHAPES if found.compiles else strategies.Sizes()
     with numeric.arithmetic(found.arithmetic), strategies.sizes(few):
         yield found
-    request.config.stash[CONDUCT] = request.config.stash[CONDUCT] + found.close()
+    request.config.stash[CONDUCT] = (complaints + found.close(), rules)
 
 
-def _conduct(subject: Subject, config: pytest.Config) -> list[str]:
-    """What is wrong beside the calls; asked once in a run of all clauses, whatever its workers, shards and rounds."""
+def _conduct(subject: Subject, config: pytest.Config) -> tuple[list[str], list[str]]:
+    """What is wrong beside the calls, and which rules were judged: once in a run, whatever its workers and rounds."""
     worker = getattr(config, "workerinput", {}).get("workerid", "gw0")
     shard = config.getoption("shard").partition("/")[0]
     if worker != "gw0" or shard not in ("", "1") or config.getoption("clause") or config.getoption("drawn"):
-        return []
+        return [], []
+    complaints, judged = subject.conduct()
     found = []
-    for complaint, request in subject.conduct():
+    for complaint, request in complaints:
         rule = complaint.partition(":")[0]
         saved = _written(config, f"conduct-{rule}", request)
         again = shlex.join(["mdnc-spec", "replay", saved, "--subject", config.getoption("subject")])
         how = f"\nreplay: {again if Path(saved).is_file() else saved}" if saved else ""
         found.append(complaint + how)
-    return found
+    return found, judged
 
 
 def _stop(session: pytest.Session, why: str) -> None:

@@ -17,10 +17,11 @@ from spec_tests.subjects import load_subject
 from spec_tests.subjects.base import Array, SubjectError
 from spec_tests.subjects.process import PortError, shown
 from spec_tests.subjects.stdio import StdioSubject, answered
-from spec_tests.subjects.wire import ID_DIGITS, LONG_NAMES, Header, WireError, arguments, read_message
+from spec_tests.subjects.wire import ARGUMENTS, ID_DIGITS, LONG_NAMES, Header, WireError, arguments, read_message
 from spec_tests.verdict import BROKEN, CONFORMS, NOT_JUDGED
 
 _ID = re.compile(rf"[0-9]{{{ID_DIGITS}}}")
+_KEYS = {"op", "id", "bytes", "protocol", "mode", "dtype", "shape", "seed", *(f"cfg.{name}" for name in ARGUMENTS)}
 _ANSWERS = ("ok", "invalid_input", "bad_request", "unsupported")
 # Whether something of a reply is right, and how that is told.
 Told = tuple[bool, str]
@@ -45,7 +46,9 @@ def described(request: Header, config: BlockConfig, reply: Header) -> Iterator[T
     got = {f"{prefixes[role]}.{name}": value for role, _, name, value in parts if role in prefixes}
     yield from _entries(got, state_entries(config, dtype))
     if "shape" in request.metadata:
-        shape = config.output_shape(input_shape(request))
+        batch, *rest = input_shape(request)
+        # An empty batch, which may be taken, has the output of any other.
+        shape = (batch, *config.output_shape((batch or 1, *rest))[1:])
         yield from _entries({"out": reply.metadata.get("out", "missing")}, {"out": entry_text(dtype, shape)})
 
 
@@ -119,7 +122,9 @@ def computed(
 
 def _asked(subject: StdioSubject, request: Header, given: Mapping[str, Array], message: bytes) -> int:
     offers = {key: subject.said(key) for key in ("ops", "modes", "dtypes")}
-    wanted = answer_due(request, offers)
+    wanted, empty = answer_due(request, offers), _empty(request)
+    # An empty batch may be refused, and may be taken (3.10).
+    taken = answer_due(_of_two_samples(request), offers) if empty else wanted
     try:
         reply, got = subject.send(bytearray(message))
     except PortError as error:
@@ -127,19 +132,18 @@ def _asked(subject: StdioSubject, request: Header, given: Mapping[str, Array], m
         say("verdict: wrong" + (f"; due is {wanted.answer}: {wanted.why}" if wanted.why else ""))
         return BROKEN
     answer, words = answered(reply.metadata)
+    wanted = taken if answer == taken.answer else wanted
     counts = answer in _ANSWERS
     say(f"reply {words}" if counts else f"reply none that counts: the port answered {words}{subject.said_meanwhile()}")
     for line in _tensors(reply):
         say(line)
-    # An empty batch may be refused, and may be taken (3.10).
-    empty = "x" in given and given["x"].ndim == 4 and len(given["x"]) == 0
     if answer == wanted.answer == "unsupported":
         say(f"verdict: as it must be: the port does not offer {wanted.feature}")
         return _named(wanted, reply)
     if answer == wanted.answer != "ok":
         say(f"verdict: as it must be: {wanted.why}")
         return CONFORMS
-    if wanted.answer != "ok" and not (empty and answer == "ok"):
+    if wanted.answer != "ok":
         must = "unsupported" if wanted.answer == "unsupported" else f"refused as {wanted.answer}"
         say(f"verdict: wrong: it must be {must}: {wanted.why}")
         return BROKEN
@@ -147,6 +151,38 @@ def _asked(subject: StdioSubject, request: Header, given: Mapping[str, Array], m
         say("verdict: wrong: the specification takes this request")
         return BROKEN
     return _judged_reply(subject, request, given, reply, got, empty)
+
+
+def _empty(request: Header) -> bool:
+    """Whether a request is about an empty batch, which may be refused and may be taken (3.10)."""
+    if not {"x", "shape"} & {*request.tensors, *request.metadata}:
+        return False
+    try:
+        shape = input_shape(request)
+    except WireError:
+        return False
+    return len(shape) == 4 and shape[0] == 0
+
+
+def _of_two_samples(request: Header) -> Header:
+    """A request about an empty batch with two samples in it."""
+    tensors = {n: t._replace(shape=(2, *t.shape[1:])) if n in ("x", "dy") else t for n, t in request.tensors.items()}
+    shape = {"shape": re.sub(r"^\[0", "[2", request.metadata["shape"])} if "shape" in request.metadata else {}
+    return Header({**request.metadata, **shape}, tensors)
+
+
+def _of_no_sample(request: Header, config: BlockConfig, reply: Header) -> Iterator[Told]:
+    """The reply to a call with an empty batch that was taken: names, types and shapes; no number is due."""
+    dtype, shape = request.tensors["x"][:2]
+    state = state_entries(config, dtype)
+    if request.metadata["op"] == "backward":
+        due = {"dx": entry_text(dtype, shape)}
+        due |= {f"d{name[1:]}": entry for name, entry in state.items() if name.startswith("p.")}
+    else:
+        due = {"y": entry_text(dtype, (0, config.out_planes, *config.shortcut_size(shape[2:])))}
+        if request.metadata["mode"] == "train":
+            due |= {name: entry for name, entry in state.items() if name.startswith("b.")}
+    yield from _entries({name: entry_text(tensor.dtype, tensor.shape) for name, tensor in reply.tensors.items()}, due)
 
 
 def _named(wanted: Due, reply: Header) -> int:
@@ -169,10 +205,8 @@ def _judged_reply(
     """The verdict on a reply `ok` that is due."""
     config = BlockConfig.of(**arguments(request.metadata))
     with arithmetic(subject.arithmetic):
-        if empty:
-            shape = (0, config.out_planes, *config.shortcut_size(given["x"].shape[2:]))
-            right = got.keys() == {"y"} and got["y"].shape == shape
-            found = [(right, f"y: due is the shape {list(shape)}, and no more")]
+        if empty and request.metadata["op"] in ("forward", "backward"):
+            found = list(_of_no_sample(request, config, reply))
         elif request.metadata["op"] == "describe":
             found = list(described(request, config, reply))
         elif request.metadata["op"] == "init":
@@ -185,6 +219,19 @@ def _judged_reply(
     if right and request.metadata["op"] in ("forward", "backward"):
         say("A failure that comes of the calls before this one shows in a run of its clause only.")
     return CONFORMS if right else BROKEN
+
+
+def _of_no_consequence(request: Header, message: bytes) -> Iterator[str]:
+    """What is in a request that must make no difference."""
+    for key, value in request.metadata.items():
+        if key not in _KEYS:
+            yield f"{shown(key, 60)} {shown(value, 60)!r}"
+    header = message[8 : 8 + int.from_bytes(message[:8], "little")]
+    spaces = len(header) - len(header.rstrip(b" "))
+    if spaces >= 8:
+        yield f"{spaces} spaces behind the header"
+    if "x" in request.tensors and next(iter(request.tensors)) != "x":
+        yield "tensors in another order"
 
 
 def _unusable(request: Header) -> str:
@@ -215,6 +262,9 @@ def replay(file: Path, designator: str, timeouts: str) -> int:
     for key in ("dtype", "shape", "seed"):
         if key in request.metadata:
             say(f"  {key} {request.metadata[key]}")
+    odd = list(_of_no_consequence(request, message))
+    for line in odd:
+        say(f"  {line}, which changes nothing")
     for line in _tensors(request):
         say(line)
     try:
@@ -227,6 +277,8 @@ def replay(file: Path, designator: str, timeouts: str) -> int:
         return NOT_JUDGED
     try:
         status = _asked(subject, request, given, message)
+        if odd and status == CONFORMS:
+            say("Whether the answer is that to the same message without that, a run compares, and no replay.")
     finally:
         complaints = subject.close()
     for complaint in complaints:

@@ -93,6 +93,8 @@ class Verdict:
     troubles: list[str] = field(default_factory=list)
     # What was wrong with how the subject ended: no clause says it, PROTOCOL.md does.
     conduct: list[str] = field(default_factory=list)
+    # The rules of it on which everything was asked.
+    conduct_judged: frozenset[str] = frozenset()
     # The run is a part of another: what it did not reach is for the other parts.
     shard: bool = False
     # The run ended at the first broken clause, as it was told.

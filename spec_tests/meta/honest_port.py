@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -166,7 +167,7 @@ class Port:
     def init(self, header: wire.Header, _given: dict[str, Array]) -> tuple[dict[str, str], Tensors]:
         config, dtype = self.config(header), self.offered(header, "dtype")
         seed = header.metadata.get("seed", "")
-        if not seed.isdecimal() or int(seed) > LARGEST_SEED:
+        if not re.fullmatch("0|[1-9][0-9]*", seed) or int(seed) > LARGEST_SEED:
             raise Answer("error", code="bad_request", message=f"seed is {seed!r}")
         rng = np.random.default_rng(int(seed))
         layers = {layer.name: layer for layer in config.layers()}

@@ -16,31 +16,13 @@ from typing import BinaryIO
 import numpy as np
 
 from spec_tests.config import BlockConfig
-from spec_tests.meta.honest_port import Answer, Port, Tensors, block, hello_options, own_output
+from spec_tests.meta import lax_messages
+from spec_tests.meta.honest_port import Answer, Port, block, hello_options, own_output
+from spec_tests.meta.lax_base import KNOWN, Answers, before, reads, refused
 from spec_tests.subjects import wire
 from spec_tests.subjects.base import Array
 
-Answers = tuple[dict[str, str], Tensors]
 LAX: dict[str, type[Port]] = {}
-
-
-def reads(value: Callable[[str], object]) -> type[Port]:
-    """A port that reads the numbers among the arguments with `value`, and what that cannot read as it should."""
-
-    def rewritten(key: str, text: str) -> str:
-        if not key.startswith("cfg.") or key[4:] in ("normalizer", "activator", "layer_order", "scaler"):
-            return text
-        try:
-            return wire.text(value(text))
-        except ValueError:
-            return text
-
-    class Reads(Port):
-        def config(self, header: wire.Header) -> BlockConfig:
-            metadata = {key: rewritten(key, text) for key, text in header.metadata.items()}
-            return super().config(wire.Header(metadata, header.tensors))
-
-    return Reads
 
 
 LAX["takes-hexadecimal"] = reads(lambda text: int(text, 0))
@@ -49,27 +31,6 @@ LAX["takes-what-int-takes"] = reads(int)
 LAX["takes-json"] = reads(json.loads)
 LAX["takes-the-first-digit"] = reads(lambda text: int(text[:1]))
 LAX["takes-none"] = reads(lambda text: None if text in ("None", "", "nil") else text)
-
-
-def before(check: Callable[[wire.Header, dict[str, Array]], object]) -> type[Port]:
-    """A port that looks at each request first, and may raise an Answer."""
-
-    class Looks(Port):
-        def answer(self, header: wire.Header, given: dict[str, Array]) -> Answers:
-            try:
-                check(header, given)
-            except Answer as answer:
-                return answer.metadata, {}
-            return super().answer(header, given)
-
-    return Looks
-
-
-def refused(code: str, message: str = "what?") -> Answer:
-    return Answer("error", code=code, message=message)
-
-
-KNOWN = {"op", "id", "bytes", "protocol", "mode", "dtype", "shape", "seed", *(f"cfg.{name}" for name in wire.ARGUMENTS)}
 
 
 def nothing_new(prefix: str) -> Callable[[wire.Header, object], None]:
@@ -260,15 +221,43 @@ def dies(header: Mapping[str, object] | wire.Header, _given: object) -> None:
         os._exit(4)
 
 
-LAX |= {"hangs-at-an-odd-text": before(hangs), "dies-of-odd-texts": before(dies)}
+LAX |= {"hangs-at-an-odd-text": before(hangs), "dies-of-odd-texts": before(dies), **lax_messages.LAX}
+
+
+class AddsToReplies(Port):
+    """What else a reply says is its own affair."""
+
+    def answer(self, header: wire.Header, given: dict[str, Array]) -> Answers:
+        self.count = getattr(self, "count", 0) + 1
+        metadata, found = super().answer(header, given)
+        return {**metadata, "elapsed": str(time.perf_counter_ns()), "params": str(self.count)}, found
+
+
+class TakesAnEmptyBatch(Port):
+    def taken(
+        self, config: BlockConfig, shape: tuple[int, ...], training: bool, header: wire.Header
+    ) -> tuple[int, ...]:
+        if shape[0] != 0:
+            return super().taken(config, shape, training, header)
+        return (0, *super().taken(config, (2, *shape[1:]), training, header)[1:])
+
+    def call(self, header: wire.Header, given: dict[str, Array]) -> Answers:
+        if "x" not in given or given["x"].shape[0] != 0:
+            return super().call(header, given)
+        two = {n: np.zeros((2, *a.shape[1:]), a.dtype) if n in ("x", "dy") else a for n, a in given.items()}
+        metadata, found = super().call(header, two)
+        return metadata, {n: (d, a[:0] if n in ("y", "dx") else a) for n, (d, a) in found.items()}
+
+
+LEGAL: dict[str, type[Port]] = {"adds-to-replies": AddsToReplies, "takes-an-empty-batch": TakesAnEmptyBatch}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--how", choices=sorted(LAX), required=True)
+    parser.add_argument("--how", choices=sorted({**LAX, **LEGAL}), required=True)
     hello_options(parser)
     options = vars(parser.parse_args())
-    LAX[options.pop("how")](options).serve(sys.stdin.buffer, own_output())
+    {**LAX, **LEGAL}[options.pop("how")](options).serve(sys.stdin.buffer, own_output())
 
 
 if __name__ == "__main__":

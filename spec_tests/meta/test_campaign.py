@@ -56,7 +56,9 @@ def test_what_one_round_judged_stays_judged() -> None:
     assert collector.verdict.selected == {"4.1", "7.1"}
     assert collector.verdict.tested == {"1.1", "4.1", "7.1"}
     collector.complain(["it had to be killed"])
-    collector.complain(["it had to be killed", "it wrote to standard output"])
+    collector.complain(["it had to be killed", "it wrote to standard output"], ["end"])
+    collector.complain([], ["order"])
+    assert collector.verdict.conduct_judged == {"end", "order"}
     assert collector.verdict.conduct == ["it had to be killed", "it wrote to standard output"]
 
 

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from spec_tests.conduct_rules import RULE, RULES
 from spec_tests.due import answer_due
-from spec_tests.meta.lax_ports import LAX
+from spec_tests.meta.lax_ports import LAX, LEGAL
 from spec_tests.meta.processes import mdnc_spec_many
 from spec_tests.subjects import wire
-from spec_tests.subjects.conduct import RULES, Complaint, ends, odd_messages
+from spec_tests.subjects.conduct import Complaint, conduct, ends, odd_messages
 from spec_tests.subjects.odd_messages import probes
 from spec_tests.subjects.process import Timeouts
 from spec_tests.subjects.stdio import StdioSubject
@@ -43,18 +44,18 @@ def started(how: str, *flags: str, timeouts: str = "") -> Iterator[StdioSubject]
 
 # The rule that each breaks, and what its complaint says.
 BROKEN: dict[str, tuple[str, tuple[str, ...]]] = {
-    "takes-hexadecimal": ("arguments", ("cfg.in_planes='0x10': ok; due is invalid_input", "5 more: ", "='0b11'")),
+    "takes-hexadecimal": ("arguments", ("cfg.in_planes='0x10': ok; due is invalid_input", "20 more: ", "='0b11'")),
     "takes-exponents": ("arguments", ("cfg.in_planes='1e1': ok; due is invalid_input",)),
     "takes-what-int-takes": ("arguments", ("cfg.in_planes='+3': ok", "cfg.in_planes=' 3'", "='03'", "='3_0'")),
     "takes-json": ("arguments", ("cfg.kernel_size='[3, 5]'",)),
     "takes-the-first-digit": ("arguments", ("cfg.in_planes='1e1': ok", "cfg.in_planes='3.'", "cfg.kernel_size='3,5'")),
     "takes-none": ("arguments", ("cfg.output_size='None': ok", "cfg.output_size=''")),
     "refuses-unknown-arguments": ("unknown", ("cfg.groups='1' in `describe`: invalid_input: what?; due is ok",)),
-    "refuses-unknown-keys": ("unknown", ("comment='1' in `describe`", "1 more: comment='1' in `forward`")),
+    "refuses-unknown-keys": ("unknown", ("comment='1' in `describe`", "5 more: ", "comment='1' in `forward`")),
     "reads-tensors-in-order": ("order", ("`forward` with its tensors in reverse: another reply than",)),
-    "trips-over-spaces": ("order", ("64 spaces behind its header: the port failed: it exited with status 3",)),
+    "trips-over-spaces": ("order", ("64 KiB of spaces behind its header: the port failed: it exited with status 3",)),
     "describes-as-in-training": ("shape", ("shape=[1,2,1,2]: invalid_input: ", "; due is ok")),
-    "has-a-default-mode": ("written", ("`forward` without mode: ok; due is bad_request", "1 more: ", "mode=''")),
+    "has-a-default-mode": ("written", ("`forward` without mode: ok; due is bad_request", "3 more: ", "mode=''")),
     "has-a-default-type": ("written", ("`describe` without dtype: ok; due is bad_request", "`init` without dtype")),
     "has-a-default-seed": ("written", ("`init` without seed: ok; due is bad_request",)),
     "wraps-seeds": ("written", ("`init` with seed='9223372036854775808': ok", "seed='18446744073709551619'")),
@@ -62,25 +63,83 @@ BROKEN: dict[str, tuple[str, tuple[str, ...]]] = {
     "calls-no-type-unsupported": ("written", ("`describe` with dtype='': `unsupported` (); due is bad_request",)),
     "fails-at-no-shape": ("written", ("`describe` with shape='': internal: no list; due is bad_request",)),
     "ignores-what-is-too-much": ("tensors", ("`forward` with dy: ok; due is bad_request", "p.conv4.0.weight")),
-    "broadcasts-statistics": ("tensors", ("with b.conv2.0.running_mean of [1]: ok; due is bad_request",)),
+    "broadcasts-statistics": (
+        "tensors",
+        ("num_batches_tracked of [1]: ok; due is bad_request", "with b.conv2.0.running_mean of [1]"),
+    ),
     "fails-at-an-unknown-op": ("offers", ("the op 'sing': internal: KeyError: sing; due is unsupported",)),
     "names-another-feature": ("offers", ("the op 'sing': the feature 'F64'; due is 'sing'",)),
     "gives-no-message": ("written", ("`describe` without dtype: bad_request without a message",)),
-    "dies-of-odd-texts": ("arguments", ("it exited with status 4", "; due is invalid_input; 2 more: ")),
-    "hangs-at-an-odd-text": ("arguments", ("cfg.in_planes='0x10': ", "no reply within 1 s (--timeout first=…)")),
+    "dies-of-odd-texts": (
+        "arguments",
+        ("it exited with status 4", "; due is invalid_input; 2 more: "),
+    ),
+    "hangs-at-an-odd-text": (
+        "arguments",
+        ("cfg.in_planes='0x10': ", "no reply within 1 s (--timeout first=…)"),
+    ),
     "says-internal-to-all": ("offers", ("the op 'sing': internal: out of cheese", "standard error:\nout of cheese")),
+    "reads-out-planes-with-int": ("arguments", ("cfg.out_planes='+3': ok", "=' 3', cfg.out_planes='03'")),
+    "reads-stride-loosely": ("arguments", ("cfg.stride='0x10': ok", "cfg.stride='[3, 5]'")),
+    "reads-padding-loosely": ("arguments", ("cfg.padding='0x10': ok", "cfg.padding='[3, 5]'")),
+    "reads-output_size-loosely": ("arguments", ("cfg.output_size='0x10': ok", "cfg.output_size='[3, 5]'")),
+    "strips-null": ("arguments", ("cfg.output_size=' null': ok", "cfg.output_size='null '")),
+    "has-inherited-names": ("arguments", ("cfg.normalizer='constructor': ok", "cfg.normalizer='toString'")),
+    "checks-arguments-in-describe": ("arguments", ("=' 2' in `forward`: ok", "cfg.padding='-1' in `init`")),
+    "numbers-its-modes": ("written", ("`forward` with mode='0': ok; due is bad_request",)),
+    "numbers-its-types": ("written", ("`describe` with dtype='0': ok; due is bad_request",)),
+    "strips-modes": ("written", ("`forward` with mode=' eval': ok", "mode='eval '")),
+    "strips-types": ("written", ("`describe` with dtype=' F32': ok",)),
+    "takes-beginnings-of-modes": ("written", ("`forward` with mode='eval ': ok", "mode='evaluation'")),
+    "has-inherited-modes": ("written", ("`forward` with mode='constructor': ok", "mode='toString'")),
+    "has-inherited-types": ("written", ("`describe` with dtype='constructor': ok", "dtype='toString'")),
+    "has-inherited-ops": ("offers", ("the op 'constructor': ok; due is unsupported", "the op 'toString'")),
+    "reads-shapes-with-int": ("written", ("8 more: ", "shape='[2,2,4,5'", "shape='[2,2,+4,5]'")),
+    "reads-seeds-with-float": ("written", ("`init` with seed='1e1': ok; due is bad_request",)),
+    "reads-seeds-with-int": ("written", ("seed='+3': ok", "seed='3L'", "seed='3_0'", "seed='3.0'", "seed='03'")),
+    "keeps-float64-of-a-seed": ("seeds", ("seed=9007199254740993 after seed=9007199254740992: the same numbers",)),
+    "keeps-32-bits-of-a-seed": ("seeds", ("seed=4294967299 after seed=3: the same numbers; due are others",)),
+    "keeps-62-bits-of-a-seed": ("seeds", ("seed=4611686018427387907 after seed=3: the same numbers",)),
+    "has-a-default-mode-on-the-way-back": ("written", ("`backward` without mode: ok", "1 more: ", "mode=''")),
+    "refuses-negative-axes": ("written", ("shape='[2,2,-4,5]': invalid_input: what?; due is bad_request",)),
+    "finds-keys-that-end-alike": ("unknown", ("xmode='1' before the mode in `forward`: bad_request", "`backward`")),
+    "finds-values-like-keys": ("unknown", ("comment='mode' before the mode in `forward`: bad_request",)),
+    "takes-no-new-keys-on-the-way-back": ("unknown", ("comment='1' in `init`: invalid_input", "in `backward`")),
+    "needs-x-first": ("order", ("`backward` with its tensors in reverse: bad_request",)),
+    "takes-counters-of-one-element": ("tensors", ("with b.conv1.0.num_batches_tracked of [1]: ok",)),
+    "converts-integers": ("tensors", ("`forward` with p.conv1.2.weight of I64: ok; due is bad_request",)),
+    "converts-booleans": ("tensors", ("`forward` with p.conv1.2.weight of BOOL: ok; due is bad_request",)),
+    "converts-numbers": ("tensors", ("`forward` with p.conv1.2.weight of F64: ok; due is bad_request",)),
+    "ignores-constructor": ("tensors", ("`forward` with constructor: ok; due is bad_request",)),
+    "ignores-d-x": ("tensors", ("`backward` with d.x: ok; due is bad_request",)),
+    "has-zeros-for-what-is-missing": ("tensors", ("`backward` without p.conv1.2.weight: ok; due is bad",)),
+    "takes-integers-on-the-way-back": ("tensors", ("`backward` with x of I64: ok; due is invalid_input",)),
+    "inits-in-float32": ("types", ("dtype=F64: b.conv1.0.running_mean is F32 [2]; due is F64 [2]",)),
+    "counts-in-floats": ("types", ("dtype=F32: b.conv1.0.num_batches_tracked is F32 []; due is I64 []",)),
+    "has-a-small-buffer": ("order", ("64 KiB of spaces behind its header: the port failed: it exited with status 1",)),
+    "leaves-tensors-of-unknown-ops": (
+        "offers",
+        ("the op 'sing' with tensors: the next request: the port failed: it exited with status 1", "; due is ok"),
+    ),
 }
 ENDS = {
-    "always-ends-well": ("inside the length of a header: it exited with status 0; due is another than 0", "2 more: "),
+    "always-ends-well": ("inside the length of a header: it exited with status 0; due is another than 0", "4 more: "),
     "never-ends-well": ("behind a reply: it exited with status 1; due is 0",),
+    "ends-well-behind-a-length": ("behind the length of a header: it exited with status 0; due is another than 0",),
+    "ends-well-behind-a-header": ("behind a header: it exited with status 0; due is another than 0",),
+    "says-bye": (r"behind a reply: it wrote b'bye\n' after the end of its input",),
     "waits-for-more": ("behind a reply: it was still there 1 s later (--timeout stop=…)",),
 }
 # Silence is no answer to any message that is a bad request.
 ALSO = {"gives-no-message": {"tensors"}}
 
 
+# Two processes of it make different numbers.
+APART = "has-seeds-of-its-own"
+
+
 def test_every_lax_port_has_a_test() -> None:
-    assert {*BROKEN, *ENDS} == set(LAX)
+    assert {*BROKEN, *ENDS, APART} == set(LAX)
     assert {rule for rule, _ in BROKEN.values()} | {"end"} == set(RULES)
 
 
@@ -88,10 +147,11 @@ def test_every_lax_port_has_a_test() -> None:
 def test_a_lax_port_is_blamed_for_its_rule_alone(how: str) -> None:
     rule, words = BROKEN[how]
     with started(how, timeouts="first=1,stop=60" if how.startswith("hangs") else "first=60") as port:
-        found = {complaint.rule: complaint for complaint in odd_messages(port)}
+        found = odd_messages(port).complaints
     assert set(found) == {rule} | ALSO.get(how, set()), "\n".join(map(str, found.values()))
     told = str(found[rule])
-    assert told.startswith(f"{rule}: {RULES[rule]}. ")
+    assert told.startswith(f"{rule}: {found[rule].first}")
+    assert f"{RULE}{RULES[rule]}" in told
     for word in words:
         assert word in told
     # What is shown can be asked again.
@@ -102,9 +162,17 @@ def test_a_lax_port_is_blamed_for_its_rule_alone(how: str) -> None:
 def test_how_a_port_ends_with_its_input(how: str) -> None:
     with started(how, timeouts="stop=1" if how.startswith("waits") else "stop=60") as port:
         found = ends(port)
-    assert [complaint.rule for complaint in found] == ["end"]
+    assert set(found.complaints) == {"end"}
     for word in ENDS[how]:
-        assert word in str(found[0])
+        assert word in str(found.complaints["end"])
+
+
+def test_the_seeds_of_two_processes_are_compared() -> None:
+    with started(APART) as port:
+        assert odd_messages(port).complaints == {}
+        assert str(conduct(port).complaints["seeds"]).startswith("seeds: seed=3 in two processes: other numbers; due")
+    with started(APART, "--ops", "describe,forward") as port:
+        assert ends(port).complaints == {}
 
 
 @pytest.mark.parametrize(
@@ -118,12 +186,47 @@ def test_how_a_port_ends_with_its_input(how: str) -> None:
 )
 def test_an_honest_port_is_blamed_for_nothing(flags: tuple[str, ...]) -> None:
     with started("", *flags) as port:
-        assert list(map(str, [*odd_messages(port), *ends(port)])) == []
+        found = conduct(port)
+    assert list(map(str, found.complaints.values())) == []
+    made = {"seeds", "types"} if "init" in port.said("ops") else set()
+    assert found.judged == set(RULES) - {"seeds", "types"} | made
+
+
+@pytest.mark.parametrize("how", LEGAL)
+def test_a_legal_port_is_blamed_for_nothing(how: str) -> None:
+    with started(how) as port:
+        assert list(map(str, conduct(port).complaints.values())) == []
+
+
+@pytest.mark.parametrize(
+    ("how", "judged"),
+    [
+        ("dies-of-odd-texts", {"end"}),
+        ("hangs-at-an-odd-text", {"end"}),
+        # Its plain requests fail.
+        ("says-internal-to-all", {"end"}),
+    ],
+)
+def test_what_was_not_sent_was_not_judged(how: str, judged: set[str]) -> None:
+    with started(how, timeouts="first=1" if how.startswith("hangs") else "") as port:
+        found = conduct(port)
+    assert found.judged == judged
+    if how in BROKEN and BROKEN[how][0] == "arguments":
+        shown = [probe.told for probe in probes(**OFFERS)].index("cfg.in_planes='0x10'")
+        left = len(list(probes(**OFFERS))) - shown - 1 - len(found.complaints["arguments"].more)
+        assert f"; {left} more messages were not sent{RULE}" in str(found.complaints["arguments"])
+
+
+def test_where_a_second_process_says_no_hello_no_end_was_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spec_tests.subjects.conduct._hello", lambda *_: False)
+    with started("") as port:
+        assert conduct(port).judged == set(RULES) - {"end", "seeds"}
 
 
 def test_what_is_not_offered_is_asked_for() -> None:
     told = {probe.told for probe in probes(["describe", "forward"], ["eval"], ["F32"]) if probe.rule == "offers"}
-    due = {"the op 'sing'", "the op 'backward'", "the op 'init'", "`forward` in train"}
+    due = {"the op 'sing'", "the op 'sing' with tensors", "the op 'constructor'", "the op 'toString'"}
+    due |= {"the op 'backward'", "the op 'init'", "`forward` in train"}
     assert told == due | {
         f"`{op}` {how}{dtype}"
         for dtype in ("F64", "BF16")
@@ -134,11 +237,12 @@ def test_what_is_not_offered_is_asked_for() -> None:
 def test_each_message_has_the_answer_of_its_rule() -> None:
     """The answers that are due follow from the page by themselves; here they are written down once more."""
     due = {"arguments": "invalid_input", "unknown": "ok", "order": "ok", "shape": "ok", "seeds": "ok"}
-    due |= {"written": "bad_request", "tensors": "bad_request", "offers": "unsupported"}
+    due |= {"written": "bad_request", "tensors": "bad_request", "offers": "unsupported", "types": "ok"}
     for offers in (OFFERS, {"ops": ["describe", "forward"], "modes": ["eval"], "dtypes": ["F32"]}):
         for probe in probes(**offers):
             request = wire.read_message(bytes(probe.message))[0]
-            assert answer_due(request, offers).answer == due[probe.rule], probe.told
+            right = "invalid_input" if probe.told.endswith("with x of I64") else due[probe.rule]
+            assert answer_due(request, offers).answer == right, probe.told
 
 
 def test_a_long_list_is_cut() -> None:
@@ -161,7 +265,7 @@ def test_a_run_of_all_clauses_tells_of_the_conduct(tmp_path: Path) -> None:
         ],
         cwd=tmp_path,
     )
-    told = "FAILED conduct (PROTOCOL.md): arguments: a text that is no integer"
+    told = "FAILED conduct (PROTOCOL.md): arguments: cfg.in_planes='0x10': ok; due is invalid_input; "
     for ended in (whole, workers, first):
         assert ended.status == 1, ended.out + ended.err
         assert ended.out.count(told) == 1
@@ -169,7 +273,11 @@ def test_a_run_of_all_clauses_tells_of_the_conduct(tmp_path: Path) -> None:
     for ended in (part, second):
         assert ended.status in (0, 2), ended.out + ended.err
         assert "conduct" not in ended.out
-    assert "conduct:arguments | conduct | failed | arguments: a text that is no" in known.read_text(encoding="utf-8")
+    # Which messages, so that another one is another failure.
+    begins = "conduct:arguments | conduct | failed | arguments: cfg.in_planes='0x10': ok; due is invalid_input; "
+    assert begins in (text := known.read_text(encoding="utf-8"))
+    assert "cfg.out_planes='0x10'" in text
+    assert RULE not in text
     file = requests / "conduct-arguments.request"
     lax, honest = mdnc_spec_many(
         [["replay", str(file), "--subject", subject], ["replay", str(file), "--subject", command("")]], cwd=tmp_path

@@ -12,18 +12,19 @@ import pytest
 
 from spec_tests import cli
 from spec_tests.config import BlockConfig
-from spec_tests.meta.lax_ports import LAX
+from spec_tests.meta.lax_ports import LAX, LEGAL
 from spec_tests.numeric import Numeric
 from spec_tests.replay import computed
 from spec_tests.subjects import wire
 from spec_tests.subjects.base import Array
+from spec_tests.subjects.odd_messages import padded
 from spec_tests.subjects.port_block import texts
 
 PORTS = Path(__file__).parent
 
 
 def port(how: str = "", *flags: str) -> str:
-    script = ["lax_ports.py" if how in LAX else "hostile_ports.py", "--how", how] if how else ["honest_port.py"]
+    script = ["lax_ports.py" if how in LAX | LEGAL else "hostile_ports.py", "--how", how] if how else ["honest_port.py"]
     return "cmd:" + shlex.join([sys.executable, str(PORTS / script[0]), *script[1:], *flags])
 
 
@@ -222,12 +223,68 @@ def test_a_late_reply(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "reply none that counts: the port failed: no reply within 0.3 s" in capsys.readouterr().out
 
 
-def test_an_empty_batch_may_be_taken_or_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    metadata, tensors = request("forward", mode="eval")
-    tensors["x"] = ("F32", ZEROS[:0])
+def of_no_sample(op: str, mode: str) -> tuple[dict[str, str], Tensors]:
+    """A request about an empty batch."""
+    if op == "describe":
+        return request("describe", shape="[0,2,4,5]")
+    metadata, tensors = request(op, mode=mode)
+    dy = {"dy": ("F32", tensors["dy"][1][:0])} if op == "backward" else {}
+    return metadata, {**tensors, "x": ("F32", ZEROS[:0]), **dy}
+
+
+@pytest.mark.parametrize(
+    ("op", "mode", "words"),
+    [
+        ("forward", "eval", "y: F32 [0,3,4,3]"),
+        ("forward", "train", "b.conv1.0.num_batches_tracked: I64 []"),
+        ("backward", "train", "d.conv1.1.weight: F32 [2]"),
+        ("backward", "eval", "dx: F32 [0,2,4,5]"),
+        ("describe", "", "out: F32 [0,3,4,3]"),
+    ],
+)
+def test_an_empty_batch_may_be_taken_or_refused(
+    op: str, mode: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metadata, tensors = of_no_sample(op, mode)
     status, out = replayed(tmp_path, capsys, metadata, tensors, port())
     assert status == 0, out
     assert "as it must be" in out
+    status, out = replayed(tmp_path, capsys, metadata, tensors, port("takes-an-empty-batch"))
+    assert status == 0, out
+    assert "verdict: right" in out
+    assert f"  {words}" in out
+    status, out = replayed(tmp_path, capsys, metadata, tensors, port("says-yes"))
+    assert status == 1, out
+    assert "verdict: wrong" in out
+
+
+def test_what_else_is_wrong_with_an_empty_batch_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for metadata, tensors in (
+        request("describe", shape="[0,3,4,5]"),
+        (request("forward")[0], {**request("forward")[1], "x": ("F32", np.zeros((0, 2, 0, 5), np.float32))}),
+    ):
+        status, out = replayed(tmp_path, capsys, metadata, tensors, port("says-yes"))
+        assert status == 1, out
+        assert "verdict: wrong: it must be refused as invalid_input" in out
+    metadata, tensors = of_no_sample("forward", "eval")
+    del tensors["p.conv1.1.weight"]
+    for subject in (port(), port("takes-an-empty-batch")):
+        status, out = replayed(tmp_path, capsys, metadata, tensors, subject)
+        assert status == 0, out
+
+
+def test_what_makes_no_difference_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metadata, tensors = request("forward", mode="eval")
+    file = tmp_path / "odd.request"
+    file.write_bytes(padded(wire.encode({**metadata, "comment": "1"}, dict(reversed(tensors.items())))))
+    assert cli.main(["replay", str(file), "--subject", port()]) == 0
+    out = capsys.readouterr().out
+    for words in ("comment '1'", " spaces behind the header", "tensors in another order"):
+        assert f"{words}, which changes nothing" in out
+    assert "a run compares, and no replay" in out
+    _, out = replayed(tmp_path, capsys, metadata, tensors, port())
+    assert "changes nothing" not in out
+    assert "no replay" not in out
 
 
 def test_numbers_that_are_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

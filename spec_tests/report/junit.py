@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from xml.etree import ElementTree as ET
 
 from spec_tests.clauses import all_chapters, all_clauses
+from spec_tests.known_failures import conduct_test
 from spec_tests.report.folding import reason
 from spec_tests.report.model import Report, identity
 from spec_tests.verdict import TestOutcome
@@ -27,7 +28,10 @@ def junit(report: Report) -> str:
         by_chapter.setdefault(all_clauses()[outcome.clauses[0]].chapter, []).append(outcome)
     for chapter, outcomes in sorted(by_chapter.items()):
         _suite(root, report, f"{chapter} {all_chapters()[chapter]}", [_case(o, report) for o in outcomes])
-    beside = [_beside("conduct", "failure", text) for text in report.verdict.conduct]
+    beside = []
+    for text in report.verdict.conduct:
+        known = conduct_test(text) in report.known
+        beside.append(_beside("conduct", "skipped" if known else "failure", f"known: {text}" if known else text))
     beside += [_beside("known failures", "failure", text) for text in report.differences]
     beside += [_beside("suite", "error", text) for text in report.verdict.troubles]
     unreached = [clause for clause, status in report.verdict.clause_status().items() if status == "unreached"]

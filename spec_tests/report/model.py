@@ -145,6 +145,7 @@ class Report:
             "stopped": verdict.stopped,
             "troubles": verdict.troubles,
             "conduct": verdict.conduct,
+            "conduct_judged": sorted(verdict.conduct_judged),
             "known": sorted(self.known),
             "differences": list(self.differences),
             "left": [asdict(entry) for entry in self.left],
@@ -171,6 +172,7 @@ class Report:
             outcomes, frozenset(data["tested"]), frozenset(data["selected"]), data["interrupted"], data["troubles"]
         )
         verdict.conduct, verdict.stopped, verdict.subject = data["conduct"], data["stopped"], data["about"]
+        verdict.conduct_judged = frozenset(data.get("conduct_judged", ()))
         told, shard = data["diagnosis"], data["shard"]
         verdict.shard = shard is not None
         changes = tuple((change["rule"], change["value"]) for change in told["changes"])
@@ -296,6 +298,7 @@ def merge(reports: Sequence[Report]) -> Verdict:
         verdict.stopped |= part.stopped
         verdict.troubles += [trouble for trouble in part.troubles if trouble not in verdict.troubles]
         verdict.conduct += [complaint for complaint in part.conduct if complaint not in verdict.conduct]
+        verdict.conduct_judged |= part.conduct_judged
         verdict.subject = verdict.subject or part.subject
     verdict.troubles += _missing(report.shard for report in reports)
     return verdict

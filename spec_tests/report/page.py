@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from spec_tests.clauses import all_clauses
+from spec_tests.known_failures import conduct_test
 from spec_tests.report.diagram import Diagram, diagram
 from spec_tests.report.drawing import LEGEND, HeatMap, heat_map, of_bound, plot
 from spec_tests.report.folding import NUMERIC, Broken, Cause, brief, reason
@@ -120,6 +121,8 @@ def _context(report: Report) -> dict[str, Any]:
         "place": place,
         "shown_in_full": IN_FULL,
         "diagnosed": any(cause["diagnosis"] for cause in found),
+        "conduct": [told for told in verdict.conduct if conduct_test(told) not in report.known],
+        "known_conduct": [told for told in verdict.conduct if conduct_test(told) in report.known],
         "errors": list(errors),
         "unreached": [c for c, fact in facts.items() if fact["status"] == "unreached"],
         "unsupported": verdict.unsupported(),

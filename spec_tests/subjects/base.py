@@ -6,12 +6,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+
+
+class Conduct(NamedTuple):
+    """What was wrong, each with the request that showed it, if any; and the rules that were judged."""
+
+    complaints: list[tuple[str, bytes]]
+    judged: list[str]
 
 
 class SubjectError(Exception):
@@ -263,9 +270,9 @@ class Subject(ABC):
     def begin_test(self) -> None:  # noqa: B027 -- most subjects have nothing to do
         """The plugin calls this before each test."""
 
-    def conduct(self) -> list[tuple[str, bytes]]:
-        """Try what no call of a block leads to; what was wrong, each with the request that showed it, if any."""
-        return []
+    def conduct(self) -> Conduct:
+        """Try what no call of a block leads to."""
+        return Conduct([], [])
 
     def close(self) -> list[str]:
         """End the subject; return what was wrong with how it ended."""

@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from spec_tests.due import Due, answer_due
+from spec_tests.conduct_rules import RULE, RULES
+from spec_tests.due import Due, answer_due, entry_text
 from spec_tests.subjects import wire
 from spec_tests.subjects.base import SubjectError
 from spec_tests.subjects.odd_messages import CONFIG, Probe, message, probes, tensors_of
 from spec_tests.subjects.process import PortError, Process, shown
-from spec_tests.subjects.stdio import Reply, StdioSubject, answered
-
-# What each group of messages is about, and the part of the page that says it.
-RULES = {
-    "arguments": "a text that is no integer, pair, null or name as written there is a wrong argument (Arguments)",
-    "unknown": "a key that a port does not know changes nothing (Requests, Arguments)",
-    "order": "the order of tensors, and spaces behind the header, change nothing (Messages, Tensors)",
-    "shape": "what training alone refuses has an `out` in the reply to `describe` (Arguments)",
-    "written": "a `mode`, `dtype`, `shape` or `seed` that is missing or none of the page is a `bad_request` (Errors)",
-    "tensors": "a tensor that is missing, one too many or unlike what `describe` says is a `bad_request` (Errors)",
-    "offers": "what `hello` does not offer is answered `unsupported`, with its name as `feature` (Errors)",
-    "seeds": "a seed is any integer from 0 to 2^63 - 1 (Requests)",
-    "end": "where standard input ends, a port does as for `stop`; inside a request, its status is not 0 (Conduct)",
-}
+from spec_tests.subjects.stdio import STDERR, Reply, StdioSubject, answered
 
 # A crash costs a new process, and a late reply its time-out.
 CRASHES = 3
 # As much of a complaint as enumerates.
 LISTED = 400
+# The metadata of a reply `ok` that say something of the block; more may stand there, a timing for instance.
+_MEANT = re.compile(r"(status|out)\Z|(param|buffer)\.")
 
 
 @dataclass
@@ -42,29 +33,49 @@ class Complaint:
     request: bytes = b""
     said: str = ""
     more: list[str] = field(default_factory=list)
+    # How many messages were not sent since this one was answered so badly.
+    unsent: int = 0
 
     def __str__(self) -> str:
         also = f"; {len(self.more)} more: {', '.join(self.more)}" if self.more else ""
-        return f"{self.rule}: {RULES[self.rule]}. {self.first}{also:.{LISTED}}{self.said}"
+        left = f"; {self.unsent} more messages were not sent" if self.unsent else ""
+        return f"{self.rule}: {self.first}{also:.{LISTED}}{left}{RULE}{RULES[self.rule]}{self.said}"
+
+
+@dataclass
+class Found:
+    """Complaints, one a rule, and the rules on which everything was asked that there is to ask of this port."""
+
+    complaints: dict[str, Complaint] = field(default_factory=dict)
+    judged: set[str] = field(default_factory=set)
+
+    def blame(self, complaint: Complaint, briefly: str = "") -> None:
+        """Add a complaint; where there is one of its rule, no more is said than what it is about."""
+        known = self.complaints.setdefault(complaint.rule, complaint)
+        if known is not complaint:
+            known.more.append(briefly or complaint.first)
 
 
 class _Conversation:
     """Sends messages until enough of them crashed or one was late."""
 
     def __init__(self, port: StdioSubject) -> None:
-        self.port, self.crashes, self.over = port, 0, False
+        self.port, self.crashes, self._over = port, 0, False
         self._replies: dict[bytes, Reply | str] = {}
+
+    def is_over(self) -> bool:
+        return self._over
 
     def reply(self, request: bytearray) -> Reply | str:
         """The reply to a message, or what became of it instead."""
         try:
             return self.port.send(bytearray(request))
         except SubjectError as error:
-            self.over = True
+            self._over = True
             return str(error)
         except PortError as error:
             self.crashes += 1
-            self.over = error.kind == "late" or self.crashes >= CRASHES
+            self._over = error.kind == "late" or self.crashes >= CRASHES
             return str(error)
 
     def works(self, request: bytearray) -> Reply | None:
@@ -77,9 +88,13 @@ class _Conversation:
 
 
 def _same(got: Reply, other: Reply, exactly: bool) -> bool:
-    """Whether two replies have the same content."""
-    said, due = ({**header.metadata, "id": ""} for header, _ in (got, other))
-    if said != due or got[1].keys() != other[1].keys():
+    """Whether two replies have the same content, but for metadata that the page has not."""
+    said, due = ({k: v for k, v in header.metadata.items() if _MEANT.match(k)} for header, _ in (got, other))
+    return said == due and _same_numbers(got, other, exactly)
+
+
+def _same_numbers(got: Reply, other: Reply, exactly: bool) -> bool:
+    if got[1].keys() != other[1].keys():
         return False
     pairs = [(array, other[1][name]) for name, array in got[1].items()]
     if exactly:
@@ -87,7 +102,7 @@ def _same(got: Reply, other: Reply, exactly: bool) -> bool:
     return all(a.shape == b.shape and np.allclose(a, b, rtol=1e-3, equal_nan=True) for a, b in pairs)
 
 
-def _fault(probe: Probe, reply: Reply, due: Due, like: Reply | None, exactly: bool) -> str:
+def _fault(probe: Probe, reply: Reply, due: Due, conversation: _Conversation) -> str:
     """What is wrong with a reply; empty if nothing is."""
     metadata = reply[0].metadata
     answer, words = answered(metadata)
@@ -101,48 +116,88 @@ def _fault(probe: Probe, reply: Reply, due: Due, like: Reply | None, exactly: bo
     for key, value in probe.says:
         if metadata.get(key) != value:
             return f"{key}={shown(metadata.get(key, 'nothing'), 40)}; due is {value}"
-    same = like is None or _same(reply, like, exactly)
-    return "" if same else "another reply than the same message without that, which is due"
+    return _unlike(probe, reply, conversation)
 
 
-def odd_messages(port: StdioSubject) -> list[Complaint]:
-    """Send what no call sends; the complaints about the replies, one a rule."""
+def _unlike(probe: Probe, reply: Reply, conversation: _Conversation) -> str:
+    """What is wrong with a reply `ok` that is due, beside other replies."""
+    exactly = "bitwise" in conversation.port.features
+    if probe.entries is not None:
+        got = {name: entry_text(tensor.dtype, tensor.shape) for name, tensor in reply[0].tensors.items()}
+        wrong = sorted(n for n in {**probe.entries, **got} if got.get(n) != probe.entries.get(n))
+        due = probe.entries.get(wrong[0], "no such tensor") if wrong else ""
+        return f"{wrong[0]:.80} is {got.get(wrong[0], 'missing')}; due is {due}" if wrong else ""
+    like = conversation.works(probe.like) if probe.like is not None else None
+    if like is not None and not _same(reply, like, exactly):
+        return "another reply than the same message without that, which is due"
+    unlike = conversation.works(probe.unlike) if probe.unlike is not None else None
+    return "the same numbers; due are others" if unlike is not None and _same_numbers(reply, unlike, True) else ""
+
+
+def _apart(reply: Reply | str) -> tuple[str, str]:
+    """What became of a message in words, and what the port wrote to standard error if it failed."""
+    if not isinstance(reply, str):
+        return answered(reply[0].metadata)[1], ""
+    words, mark, said = reply.partition(STDERR)
+    return words, mark + said
+
+
+def odd_messages(port: StdioSubject) -> Found:
+    """Send what no call sends; the complaints about the replies."""
     offers = {key: port.said(key) for key in ("ops", "modes", "dtypes")}
     plain = {op: message(op) for op in ("describe", "init")}
     plain |= {op: message(op, tensors_of(CONFIG, dy=op == "backward")) for op in ("forward", "backward")}
-    conversation, exactly = _Conversation(port), "bitwise" in port.features
-    found: dict[str, Complaint] = {}
-    for probe in probes(**offers):
+    conversation, found = _Conversation(port), Found()
+    every = list(probes(**offers))
+    found.judged = {probe.rule for probe in every}
+    for place, probe in enumerate(every):
         request = wire.read_message(bytes(probe.message))[0]
         op = request.metadata["op"]
-        like = conversation.works(probe.like) if probe.like is not None else None
-        if (op in offers["ops"] and conversation.works(plain[op]) is None) or (probe.like is not None and like is None):
-            continue
-        if conversation.over:
+        needed = [plain[op]] if op in offers["ops"] else []
+        needed += [other for other in (probe.like, probe.unlike, probe.then) if other is not None]
+        works = all(conversation.works(other) is not None for other in needed)
+        if conversation.is_over():
+            # A plain request came too late, or crashed once more; the clauses will tell.
+            found.judged -= {left.rule for left in every[place:]}
             break
+        if not works:
+            found.judged.discard(probe.rule)
+            continue
         due = answer_due(request, offers)
         reply = conversation.reply(probe.message)
-        fault = f"{reply}; due is {due.answer}" if isinstance(reply, str) else _fault(probe, reply, due, like, exactly)
-        if fault and probe.rule in found:
-            found[probe.rule].more.append(probe.told)
-        elif fault:
-            said = port.said_meanwhile() if fault.startswith("internal") else ""
-            found[probe.rule] = Complaint(probe.rule, f"{probe.told}: {fault}", bytes(probe.message), said)
-    return list(found.values())
+        words, said = _apart(reply)
+        fault = f"{words}; due is {due.answer}" if isinstance(reply, str) else _fault(probe, reply, due, conversation)
+        if not fault and probe.then is not None:
+            words, said = _apart(conversation.reply(probe.then))
+            fault = "" if words == "ok" else f"the next request: {words}; due is ok"
+        if fault:
+            said = said or (port.said_meanwhile() if fault.startswith("internal") else "")
+            found.blame(Complaint(probe.rule, f"{probe.told}: {fault}", bytes(probe.message), said), probe.told)
+        if conversation.is_over():
+            left = every[place + 1 :]
+            found.complaints[probe.rule].unsent = len(left)
+            found.judged -= {other.rule for other in left}
+            break
+    return found
 
 
-def ends(port: StdioSubject) -> list[Complaint]:
-    """Let standard input end between two requests and inside of one, each in a process of its own."""
-    hello = wire.encode({"op": "hello", "protocol": wire.PROTOCOL}, {})
+def ends(port: StdioSubject) -> Found:
+    """Let standard input end between two requests and inside of one, each in a process of its own.
+
+    Two of the processes are asked for the numbers of one seed before.
+    """
     call = message("forward", tensors_of(CONFIG))
+    header = 8 + int.from_bytes(call[:8], "little")
     # How much of a request comes behind the reply to `hello`.
     rests = {
         "behind a reply": 0,
         "inside the length of a header": 5,
+        "behind the length of a header": 8,
         "inside a header": 40,
+        "behind a header": header,
         "inside the tensors of a request": len(call) - 4,
     }
-    faults = []
+    found = Found()
     with contextlib.ExitStack() as stack:
         processes = []
         # All of them start side by side.
@@ -150,14 +205,54 @@ def ends(port: StdioSubject) -> list[Complaint]:
             try:
                 processes.append((where, length, Process(port.command)))
             except OSError:
-                return []
+                return found
             stack.callback(processes[-1][2].kill)
-        for where, length, process in processes:
-            try:
-                process.exchange(hello, "start", port.timeouts.start, wire.MAX_HEADER)
-            except PortError:
-                # Whether it starts is told where it must.
-                continue
+        # Whether they start is told where they must.
+        there = [entry for entry in processes if _hello(entry[2], port)]
+        if len(there) == len(processes):
+            found.judged = {"end"}
+        if "init" in port.said("ops"):
+            _compare_seeds([process for _, _, process in there], port, found)
+        for where, length, process in there:
             fault = process.hang_up(call[:length], port.timeouts.stop, well=length == 0)
-            faults += [f"{where}: {fault}"] if fault else []
-    return [Complaint("end", faults[0], more=faults[1:])] if faults else []
+            if fault:
+                found.blame(Complaint("end", f"{where}: {fault}"))
+    return found
+
+
+def _hello(process: Process, port: StdioSubject) -> bool:
+    request = wire.encode({"op": "hello", "protocol": wire.PROTOCOL}, {})
+    try:
+        process.exchange(request, "start", port.timeouts.start, wire.MAX_HEADER)
+    except PortError:
+        return False
+    return True
+
+
+def _compare_seeds(processes: list[Process], port: StdioSubject, found: Found) -> None:
+    """Two processes make the same numbers of one seed."""
+    request, replies = message("init"), []
+    for process in processes[:2]:
+        try:
+            header, got, start = process.exchange(request, "first", port.timeouts.first, wire.MAX_HEADER)
+        except PortError:
+            # It tells of itself where it is asked alone.
+            return
+        replies.append((header, wire.arrays(header, memoryview(got)[start:])))
+    if len(replies) < 2 or any(answered(header.metadata)[0] != "ok" for header, _ in replies):
+        return
+    if not _same_numbers(replies[0], replies[1], "bitwise" in port.features):
+        words = "seed=3 in two processes: other numbers; due are the same"
+        found.blame(Complaint("seeds", words, bytes(request)))
+    found.judged.add("seeds")
+
+
+def conduct(port: StdioSubject) -> Found:
+    """All of it."""
+    found, at_the_end = odd_messages(port), ends(port)
+    for complaint in at_the_end.complaints.values():
+        found.blame(complaint)
+    # What is asked of the seeds in two places is judged where both were reached.
+    both = found.judged & at_the_end.judged
+    found.judged = (found.judged - {"seeds"}) | (at_the_end.judged - {"seeds"}) | both
+    return found

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spec_tests.config import BlockConfig
-from spec_tests.due import LARGEST_SEED, MODES, TYPES, entry_text
+from spec_tests.config import NAMED_VALUES, BlockConfig
+from spec_tests.due import LARGEST_SEED, MODES, TYPES, entry_text, state_entries
 from spec_tests.subjects import wire
 from spec_tests.subjects.base import Array
 from spec_tests.subjects.port_block import texts
@@ -18,11 +18,25 @@ Tensors = Mapping[str, tuple[str, Array]]
 CONFIG = BlockConfig.of(2, 3, stride=(1, 2), normalizer="batch")
 # No norm and no slope: products and sums of small integers, which every arithmetic has.
 EXACT = BlockConfig.of(1, 1, kernel_size=1, padding=0, normalizer="null", activator="null")
+# More than a reader with a small buffer for the header expects.
+PADDING = 64 * 1024
 INTEGERS = ("0x10", "0b11", "1e1", "+3", " 3", "3 ", "03", "3_0", "3.", "3,", "3/1", "--3", "3L", "three", "")
 PAIRS = ("[3, 5]", "[3,5", "3,5", "(3,5)", "[3,5,]", "[+3,5]", "[3,05]", "[3,0x5]", "[3,5]]", "[[3,5]]", "[3;5]", "")
 NOT_NULL = ("None", "NULL", "nil", "undefined", "")
-SHAPES = ("", "2,2,4,5", "[2,2,4,x]", "[2,2,4.0,5]", "[2,2,4,5", "(2,2,4,5)")
-SEEDS = ("", "-1", "1.5", "0x3", "+3", " 3", "seed", str(2**63), str(2**64), str(2**64 + 3))
+# Once more, for the arguments that a reader of their own may read.
+FEWER_INTEGERS, FEWER_PAIRS = ("0x10", "1e1", "+3", " 3", "03"), ("[3, 5]", "[+3,5]", "[3,05]")
+SHAPES = (
+    *("", "2,2,4,5", "[2,2,4,x]", "[2,2,4.0,5]", "[2,2,4,5", "(2,2,4,5)"),
+    *("[2,2,-4,5]", "[2,2,04,5]", "[2, 2,4,5]", "[2,2,4,5,]", "[2,2,+4,5]", "[2,2,,5]"),
+)
+SEEDS = (
+    *("", "-1", "1.5", "0x3", "+3", " 3", "seed", str(2**63), str(2**64), str(2**64 + 3)),
+    *("1e1", "3L", "3_0", "3.0", "03"),
+)
+# Seeds that are one in 32 bits, in what 62 bits leave, and in float64.
+ALIKE = ((3, 3 + 2**32), (3, 3 + 2**62), (2**53, 2**53 + 1))
+# Every object of JavaScript has something of these names.
+INHERITED = ("constructor", "toString")
 
 
 @dataclass(frozen=True)
@@ -35,6 +49,12 @@ class Probe:
     like: bytearray | None = None
     # Metadata of a reply `ok`.
     says: tuple[tuple[str, str], ...] = ()
+    # A message from whose reply that to this one must differ.
+    unlike: bytearray | None = None
+    # A message that every port takes, to be sent behind this one.
+    then: bytearray | None = None
+    # Type and shape of each tensor of a reply `ok`.
+    entries: Mapping[str, str] | None = None
 
 
 def message(
@@ -63,29 +83,54 @@ def tensors_of(config: BlockConfig, dtype: str = "F32", dy: bool = False) -> dic
     return {**found, "dy": tensor(config.output_shape(shape), 1)} if dy else found
 
 
-def _padded(message: bytearray) -> bytearray:
+def padded(message: bytearray) -> bytearray:
     """The same message with spaces behind its header."""
     end = 8 + int.from_bytes(message[:8], "little")
-    return bytearray((end + 56).to_bytes(8, "little")) + message[8:end] + b" " * 64 + message[end:]
+    return bytearray((end - 8 + PADDING).to_bytes(8, "little")) + message[8:end] + b" " * PADDING + message[end:]
 
 
-def _arguments() -> Iterator[Probe]:
-    for name, written in (("in_planes", INTEGERS), ("kernel_size", PAIRS), ("output_size", NOT_NULL)):
+def _tensors_for(op: str) -> Tensors:
+    return tensors_of(CONFIG, dy=op == "backward") if op in ("forward", "backward") else {}
+
+
+def _arguments(ops: Iterable[str]) -> Iterator[Probe]:
+    for name, written in (
+        ("in_planes", INTEGERS),
+        ("kernel_size", PAIRS),
+        ("output_size", NOT_NULL),
+        ("out_planes", FEWER_INTEGERS),
+        *((name, (*FEWER_INTEGERS, *FEWER_PAIRS)) for name in ("stride", "padding", "output_size")),
+        ("output_size", (" null", "null ")),
+        *((name, INHERITED) for name in NAMED_VALUES),
+    ):
         for value in written:
             yield Probe("arguments", f"cfg.{name}={value!r}", message("describe", changed={f"cfg.{name}": value}))
+    for op in ("forward", "backward", "init"):
+        for key, value in (("cfg.in_planes", " 2"), ("cfg.padding", "-1")) if op in ops else ():
+            yield Probe("arguments", f"{key}={value!r} in `{op}`", message(op, _tensors_for(op), {key: value}))
 
 
-def _of_no_consequence() -> Iterator[Probe]:
+def _of_no_consequence(ops: Iterable[str]) -> Iterator[Probe]:
     plain = message("describe")
     for key in ("cfg.groups", "comment", "shapes"):
         yield Probe("unknown", f"{key}='1' in `describe`", message("describe", changed={key: "1"}), plain)
-    tensors = tensors_of(EXACT)
-    metadata = {"op": "forward", **texts(EXACT.arguments()), "mode": "eval"}
-    plain = wire.encode(metadata, tensors)
-    yield Probe("unknown", "comment='1' in `forward`", wire.encode({**metadata, "comment": "1"}, tensors), plain)
-    turned = dict(reversed(tensors.items()))
-    yield Probe("order", "`forward` with its tensors in reverse", wire.encode(metadata, turned), plain)
-    yield Probe("order", "`forward` with 64 spaces behind its header", _padded(plain), plain)
+    if "init" in ops:
+        yield Probe("unknown", "comment='1' in `init`", message("init", changed={"comment": "1"}), message("init"))
+    for op in ("forward", "backward"):
+        if op not in ops:
+            continue
+        tensors = tensors_of(EXACT, dy=op == "backward")
+        told = {**texts(EXACT.arguments()), "mode": "eval"}
+        plain = wire.encode({"op": op, **told}, tensors)
+        more = {"op": op, **told, "comment": "1"}
+        yield Probe("unknown", f"comment='1' in `{op}`", wire.encode(more, tensors), plain)
+        for key, value in (("xmode", "1"), ("comment", "mode")):
+            words = f"{key}={value!r} before the mode in `{op}`"
+            yield Probe("unknown", words, wire.encode({"op": op, key: value, **told}, tensors), plain)
+        turned = dict(reversed(tensors.items()))
+        yield Probe("order", f"`{op}` with its tensors in reverse", wire.encode({"op": op, **told}, turned), plain)
+        if op == "forward":
+            yield Probe("order", "`forward` with 64 KiB of spaces behind its header", padded(plain), plain)
 
 
 def _shapes() -> Iterator[Probe]:
@@ -94,18 +139,21 @@ def _shapes() -> Iterator[Probe]:
 
 
 def _written(ops: Iterable[str]) -> Iterator[Probe]:
-    values = {"dtype": ("", "F16", "f32", "float32", "I64"), "mode": ("", "Train", "training", "test")}
-    tensors = tensors_of(CONFIG)
+    values = {
+        "dtype": ("", "F16", "f32", "float32", "I64", "0", " F32", *INHERITED),
+        "mode": ("", "Train", "training", "test", "0", " eval", "eval ", "evaluation", *INHERITED),
+    }
     for op, key, written in (
         ("describe", "dtype", values["dtype"]),
         ("describe", "shape", SHAPES),
         ("init", "dtype", values["dtype"]),
         ("init", "seed", SEEDS),
         ("forward", "mode", values["mode"]),
+        ("backward", "mode", ("",)),
     ):
         if op not in ops:
             continue
-        given = tensors if op == "forward" else {}
+        given = _tensors_for(op)
         if key != "shape":
             yield Probe("written", f"`{op}` without {key}", message(op, given, without=key))
         for value in written:
@@ -116,28 +164,47 @@ def _misfits(ops: Iterable[str], dtypes: Iterable[str]) -> Iterator[Probe]:
     tensors = tensors_of(CONFIG, dy=True)
     dy, bias = tensors.pop("dy"), "p.in_node.1.bias"
     counter, mean = "b.conv1.0.num_batches_tracked", "b.conv2.0.running_mean"
+    weight = next(name for name, (_, array) in tensors.items() if name.startswith("p.") and array.ndim == 4)
     wrong: dict[str, Tensors] = {
         "without x": {name: tensor for name, tensor in tensors.items() if name != "x"},
         f"without {bias}": {name: tensor for name, tensor in tensors.items() if name != bias},
         f"without {counter}": {name: tensor for name, tensor in tensors.items() if name != counter},
         "with dy": {**tensors, "dy": dy},
         "with p.conv4.0.weight": {**tensors, "p.conv4.0.weight": tensors[bias]},
+        "with constructor": {**tensors, "constructor": tensors[bias]},
+        f"with {counter} of [1]": {**tensors, counter: ("I64", tensors[counter][1].reshape(1))},
+        f"with {weight} of I64": {**tensors, weight: ("I64", tensors[weight][1].astype("i8"))},
+        f"with {weight} of BOOL": {**tensors, weight: ("BOOL", tensors[weight][1] != 0)},
         f"with {counter} of F32": {**tensors, counter: ("F32", np.float32(1).reshape(()))},
         f"with {mean} of [1]": {**tensors, mean: ("F32", tensors[mean][1][:1])},
         f"with {mean} of [2,1]": {**tensors, mean: ("F32", tensors[mean][1][:, None])},
     }
     if "F64" in dtypes:
-        wrong[f"with {mean} of F64"] = {**tensors, mean: ("F64", tensors[mean][1].astype(np.float64))}
+        for name in (mean, weight):
+            wrong[f"with {name} of F64"] = {**tensors, name: ("F64", tensors[name][1].astype(np.float64))}
     for told, given in wrong.items():
         yield Probe("tensors", f"`forward` {told}", message("forward", given))
-    if "backward" in ops:
-        yield Probe("tensors", "`backward` without dy", message("backward", tensors))
-        yield Probe("tensors", "`backward` with dy of x's shape", message("backward", {**tensors, "dy": tensors["x"]}))
+    if "backward" not in ops:
+        return
+    whole = {**tensors, "dy": dy}
+    wrong = {
+        "without dy": tensors,
+        "with dy of x's shape": {**whole, "dy": tensors["x"]},
+        "with d.x": {**whole, "d.x": tensors["x"]},
+        f"without {weight}": {name: tensor for name, tensor in whole.items() if name != weight},
+        "with x of I64": {**whole, "x": ("I64", tensors["x"][1].astype("i8"))},
+    }
+    for told, given in wrong.items():
+        yield Probe("tensors", f"`backward` {told}", message("backward", given))
 
 
 def _beyond(ops: Iterable[str], modes: Iterable[str], dtypes: Iterable[str]) -> Iterator[Probe]:
     """What this port does not offer."""
     yield Probe("offers", "the op 'sing'", message("sing"))
+    with_tensors = message("sing", tensors_of(CONFIG))
+    yield Probe("offers", "the op 'sing' with tensors", with_tensors, then=message("describe"))
+    for op in INHERITED:
+        yield Probe("offers", f"the op {op!r}", message(op))
     for op, given in (("backward", tensors_of(CONFIG, dy=True)), ("init", {})):
         if op not in ops:
             yield Probe("offers", f"the op {op!r}", message(op, given))
@@ -150,17 +217,28 @@ def _beyond(ops: Iterable[str], modes: Iterable[str], dtypes: Iterable[str]) -> 
             yield Probe("offers", f"`forward` with tensors of {dtype}", message("forward", tensors_of(CONFIG, dtype)))
 
 
-def _seeds(ops: Iterable[str]) -> Iterator[Probe]:
-    for seed in (0, 2**53 + 1, LARGEST_SEED) if "init" in ops else ():
+def _types(dtypes: Iterable[str]) -> Iterator[Probe]:
+    for dtype in dtypes:
+        asked = message("init", changed={"dtype": dtype})
+        yield Probe("types", f"`init` with dtype={dtype}", asked, entries=state_entries(CONFIG, dtype))
+
+
+def _seeds() -> Iterator[Probe]:
+    for seed in (0, 2**53 + 1, LARGEST_SEED):
         yield Probe("seeds", f"seed={seed}", message("init", changed={"seed": str(seed)}))
+    for seed, other in ALIKE:
+        first, second = (message("init", changed={"seed": str(n)}) for n in (seed, other))
+        yield Probe("seeds", f"seed={other} after seed={seed}", second, unlike=first)
 
 
 def probes(ops: Sequence[str], modes: Sequence[str], dtypes: Sequence[str]) -> Iterator[Probe]:
     """The messages for a port that offers this."""
-    yield from _arguments()
-    yield from _of_no_consequence()
+    yield from _arguments(ops)
+    yield from _of_no_consequence(ops)
     yield from _shapes()
     yield from _written(ops)
     yield from _misfits(ops, dtypes)
     yield from _beyond(ops, modes, dtypes)
-    yield from _seeds(ops)
+    if "init" in ops:
+        yield from _types(dtypes)
+        yield from _seeds()

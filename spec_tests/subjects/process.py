@@ -289,6 +289,9 @@ class Process:
             if self._popen.stdin is not None:
                 self._popen.stdin.close()
             status = self._wait(seconds)
+            received = self._read(self._out)
+            if received:
+                return f"it wrote {_quoted(received)} after the end of its input"
             if status is None:
                 return f"it was still there {seconds:g} s later (--timeout stop=…)"
             return "" if (status == 0) == well else f"it {_how(status)}; due is {'' if well else 'another than '}0"

@@ -13,7 +13,7 @@ from typing import Any
 import hypothesis
 
 from spec_tests.subjects import wire
-from spec_tests.subjects.base import IN_PROCESS, Array, AtOnce, Crashed, Refused, Subject, SubjectError
+from spec_tests.subjects.base import IN_PROCESS, Array, AtOnce, Conduct, Crashed, Refused, Subject, SubjectError
 from spec_tests.subjects.port_block import Doing, PortBlock, texts
 from spec_tests.subjects.process import PortError, Process, Timeouts, shown
 
@@ -48,6 +48,8 @@ _CHOICES = {
 }
 
 
+# Between what is told of a failure and what the port wrote then.
+STDERR = "; the end of its standard error:"
 _STATUS = "allowed are 'ok', 'error', 'unsupported'"
 
 _ERROR = re.compile(r"error|exception|panicked", re.IGNORECASE)
@@ -117,10 +119,11 @@ class StdioSubject(Subject):
     def spelled(self, value: Any) -> str:
         return value if isinstance(value, str) else wire.text(value)
 
-    def conduct(self) -> list[tuple[str, bytes]]:
-        from spec_tests.subjects.conduct import ends, odd_messages
+    def conduct(self) -> Conduct:
+        from spec_tests.subjects.conduct import conduct
 
-        return [(str(complaint), complaint.request) for complaint in (*odd_messages(self), *ends(self))]
+        found = conduct(self)
+        return Conduct([(str(told), told.request) for told in found.complaints.values()], sorted(found.judged))
 
     def close(self) -> list[str]:
         """End the port; what was wrong with how it ended."""
@@ -334,7 +337,7 @@ def _end(stderr: str) -> str:
     # Some runtimes write their stack and more behind the line that says what is wrong.
     errors = [line for line in lines[:-6] if _ERROR.search(line)][-1:]
     said = "\n".join(line[-200:] for line in [*errors, *lines[-6:]])
-    return f"; the end of its standard error:\n{shown(said)}" if said else ""
+    return f"{STDERR}\n{shown(said)}" if said else ""
 
 
 def _told(doing: Doing) -> str:

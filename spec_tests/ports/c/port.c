@@ -153,7 +153,7 @@ static void init(void) {
     read_block(offered_type());
     char *text = metadata("seed", ""), *end = text + strspn(text, "0123456789");
     uint64_t seed = strtoull(text, NULL, 10);
-    if (end == text || *end || seed > INT64_MAX) fail("bad_request", "seed must be from 0 to 2^63 - 1");
+    if (end == text || *end || (*text == '0' && text[1]) || seed > INT64_MAX) fail("bad_request", "bad seed");
     for (const Layer *l = block.layer; l < block.layer + block.layers; l++) {
         double limit = l->kind == 'c' ? 1 / sqrt((double)times(l->in, times(l->kernel[0], l->kernel[1]))) : 0;
         double start[] = {l->kind == 'a' ? 0.25 : l->kind == 'n', 0, 0, 1, 0};

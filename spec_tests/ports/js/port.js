@@ -78,7 +78,7 @@ function readConfig(metadata) {
 }
 
 function readShape(text) {
-  if (!/^\[(-?\d+(,-?\d+)*)?\]$/.test(text)) throw new BadRequest(`the shape ${text} is no list of integers`);
+  if (!/^\[((0|[1-9]\d*)(,(0|[1-9]\d*))*)?\]$/.test(text)) throw new BadRequest(`the shape ${text} is no list of integers`);
   return JSON.parse(text);
 }
 

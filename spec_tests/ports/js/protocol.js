@@ -78,7 +78,8 @@ function readRequest() {
   const { __metadata__: metadata = {}, ...entries } = header;
   const end = Math.max(0, ...Object.values(entries).map((entry) => entry.data_offsets[1]));
   const body = end > 0 ? read(end) : Buffer.alloc(0);
-  const tensors = {};
+  // Without a prototype, a tensor may have any name.
+  const tensors = Object.create(null);
   for (const [name, { dtype, shape, data_offsets: offsets }] of Object.entries(entries)) {
     // A copy, since a typed array must begin at a multiple of its element's size.
     const bytes = new Uint8Array(body.subarray(...offsets));
@@ -109,7 +110,7 @@ const NEEDED = { forward: ['mode'], backward: ['mode'], describe: ['dtype'], ini
 const WRITTEN = {
   mode: /^(train|eval)$/,
   dtype: /^(F32|F64|BF16)$/,
-  seed: /^[0-9]+$/,
+  seed: /^(0|[1-9][0-9]*)$/,
 };
 
 /** Throw BadRequest for what PROTOCOL.md does not have, and Unsupported for what `hello` does not offer. */

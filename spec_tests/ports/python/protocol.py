@@ -39,7 +39,7 @@ Named = dict[str, Array]
 FLOATS = ("F32", "F64", "BF16")
 # NumPy has no bfloat16, and a port that offers it says what it uses: {"F32": "<f4", "BF16": ml_dtypes.bfloat16}.
 TYPES: dict[str, DTypeLike] = {"F32": "<f4", "F64": "<f8", "BF16": "<u2", "I64": "<i8", "BOOL": "|b1"}
-
+INTEGER = "(0|[1-9][0-9]*)"
 
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -106,7 +106,7 @@ def serve(
         if op == "describe":
             return _described(block, _offered(dtypes, request, "dtype"), request.get("shape")), {}, ""
         if op == "init" and init:
-            kind, seed = _offered(dtypes, request, "dtype"), int(_matching("[0-9]+", request, "seed"))
+            kind, seed = _offered(dtypes, request, "dtype"), int(_matching(INTEGER, request, "seed"))
             if seed >= 2**63:
                 raise BadRequest(f"seed is {seed}, which is more than 2^63 - 1")
             state = init(block, seed)
@@ -160,7 +160,7 @@ def _described(block: Block, kind: str, shape: str | None) -> dict[str, str]:
     long = {"p": "param", "b": "buffer"}
     found = {long[name[0]] + name[1:]: _entry(*entry) for name, entry in block.entries(kind).items()}
     if shape is not None:
-        sizes = json.loads(_matching(r"\[([0-9]+(,[0-9]+)*)?\]", {"shape": shape}, "shape"))
+        sizes = json.loads(_matching(rf"\[({INTEGER}(,{INTEGER})*)?\]", {"shape": shape}, "shape"))
         # No mode is given, so that only what evaluation refuses too is refused.
         found["out"] = _entry(kind, block.output_shape(sizes, training=False))
     return found

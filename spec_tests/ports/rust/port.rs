@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 
-use protocol::{list, show, BadRequest, Float, InvalidInput, Message, Outcome, Tensor, Unsupported};
+use protocol::{show, BadRequest, Float, InvalidInput, Message, Outcome, Tensor, Unsupported};
 
 // ---------------------------------------------------------------- arguments (chapter 1)
 
@@ -32,6 +32,11 @@ fn integer(text: &str) -> Option<i128> {
     let digits = text.strip_prefix('-').unwrap_or(text);
     let plain = digits == "0" || (digits.bytes().all(|byte| byte.is_ascii_digit()) && !digits.starts_with('0'));
     text.parse().ok().filter(|_| plain)
+}
+
+/// As a seed and the axes of a shape are written.
+fn natural(text: &str) -> Option<i128> {
+    integer(text).filter(|_| !text.starts_with('-'))
 }
 
 /// An integer, or with `pairs` a pair of them.
@@ -540,9 +545,12 @@ fn describe(request: &Message) -> Outcome<Message> {
     }
     if let Some(shape) = request.get("shape") {
         let inner = shape.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
-        let sizes = inner.filter(|inner| inner.bytes().all(|byte| byte.is_ascii_digit() || byte == b','));
+        let sizes: Option<Vec<i128>> = match inner.ok_or_else(|| BadRequest(format!("shape is {shape:?}")))? {
+            "" => Some(Vec::new()),
+            inner => inner.split(',').map(natural).collect(),
+        };
         let sizes = sizes.ok_or_else(|| BadRequest(format!("shape is {shape:?}")))?;
-        let shape = block.output_shape(&list(sizes), false)?;
+        let shape = block.output_shape(&sizes, false)?;
         reply.say("out", format!("{dtype} {}", show(&shape)));
     }
     Ok(reply)
@@ -672,7 +680,7 @@ fn check(op: &str, request: &Message) -> Outcome<()> {
         let written = match *key {
             "mode" => ["train", "eval"].contains(&text),
             "dtype" => ["F32", "F64", "BF16"].contains(&text),
-            _ => text.bytes().all(|byte| byte.is_ascii_digit()) && text.parse::<i64>().is_ok(),
+            _ => natural(text).is_some_and(|seed| seed <= i128::from(i64::MAX)),
         };
         if !written {
             return Err(BadRequest(format!("{key} is {text:?}")));

@@ -66,7 +66,7 @@ impl<'a> Scanner<'a> {
     }
 }
 
-pub fn list(text: &str) -> Vec<i128> {
+fn list(text: &str) -> Vec<i128> {
     let parts = text.split(',').filter(|part| !part.is_empty());
     parts.map(|part| part.parse().expect("integers")).collect()
 }

@@ -1,0 +1,20 @@
+"""The rules of PROTOCOL.md on which a port is asked where no call leads."""
+
+from __future__ import annotations
+
+# What each group of messages is about, and the part of the page that says it.
+RULES = {
+    "arguments": "a text that is no integer, pair, null or name as written there is a wrong argument (Arguments)",
+    "unknown": "a key that a port does not know changes nothing (Requests, Arguments)",
+    "order": "the order of tensors, and spaces behind the header, change nothing (Messages, Tensors)",
+    "shape": "what training alone refuses has an `out` in the reply to `describe` (Arguments)",
+    "written": "a `mode`, `dtype`, `shape` or `seed` that is missing or none of the page is a `bad_request` (Errors)",
+    "tensors": "a tensor that is missing, one too many or unlike what `describe` says is a `bad_request`, and an `x` "
+    "of no floating-point type an `invalid_input` (Errors)",
+    "offers": "what `hello` does not offer is answered `unsupported`, with its name as `feature` (Errors)",
+    "types": "`init` gives tensors of its `dtype`, and counters of `I64` (Requests, Tensors)",
+    "seeds": "a seed is any integer from 0 to 2^63 - 1; the same gives the same numbers, another one others (Requests)",
+    "end": "where standard input ends, a port does as for `stop`; inside a request, its status is not 0 (Conduct)",
+}
+# Between what a complaint says of a port and the rule itself.
+RULE = ". The rule: "
