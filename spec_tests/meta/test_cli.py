@@ -220,7 +220,8 @@ def test_a_port_that_cannot_be_started(tmp_path: Path) -> None:
     assert ended.status == 3
     assert ended.out.count("ERROR") == 1, ended.out
     assert "cmd:./nothing cannot be started: [Errno 2] No such file or directory: './nothing'" in ended.out
-    assert sum(map(int, re.findall(r"(\d+) not judged", ended.out))) <= 2, ended.out
+    # The clauses of one test each.
+    assert sum(map(int, re.findall(r"(\d+) not reached", ended.out))) > 35, ended.out
 
 
 def test_the_command_is_installed_under_its_name() -> None:

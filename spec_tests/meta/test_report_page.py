@@ -155,7 +155,9 @@ def test_the_keyboard_reaches_and_opens_the_chapters(browser: Any, pages: Path) 
 def test_a_chapter_counts_what_was_asked_for(browser: Any, pages: Path) -> None:
     visit(browser, pages / "failing" / "report.html")
     told = [one.text for one in browser.find_elements("css selector", ".chapters .num")]
-    assert told == ["–", "–", "14 of 14 hold", "0 of 2 hold", "–", "0 of 2 hold", "–", "7 of 7 hold", "–"]
+    # A test of 6.1 may find 6.2 broken, which counts then.
+    assert told.pop(5) in ("0 of 1 hold", "0 of 2 hold")
+    assert told == ["–", "–", "14 of 14 hold", "0 of 2 hold", "–", "–", "7 of 7 hold", "–"]
 
 
 def test_links_and_buttons(browser: Any, pages: Path) -> None:
