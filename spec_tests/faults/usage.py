@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,85 +14,42 @@ from spec_tests.faults import engines
 from spec_tests.faults.engines import batch_norms, convolutions, instead
 from spec_tests.faults.entry import Fault, fault
 
+Change = Callable[[Tensor], Tensor]
 
-class _OfTheLastCall(torch.autograd.Function):
+
+def _hooked(change: Callable[[Any, Tensor], Change]) -> Callable[[Any, Tensor], Tensor]:
+    """A forward whose output passes on another gradient than arrives, as `change` of block and output makes it."""
+
+    def forward(block: Any, x: Tensor) -> Tensor:
+        y: Any = Block.forward(block, x)
+        if y.requires_grad:
+            y.register_hook(change(block, y))
+        return y  # type: ignore[no-any-return]
+
+    return forward
+
+
+def _of_the_last_call(block: Any, _: Tensor) -> Change:
     """What the backward pass needs is kept in the block, where the next call replaces it."""
-
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, block: Any) -> Tensor:
-        block.__dict__["_sign"] = ctx.sign = torch.sign(y.detach())
-        ctx.block = block
-        return y.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *dy: Tensor) -> Any:
-        kept = ctx.block.__dict__["_sign"]
-        return (dy[0] if kept is ctx.sign else dy[0] * 2), None
+    block.__dict__["_kept"] = call = object()
+    return lambda dy: dy if block.__dict__["_kept"] is call else 2 * dy
 
 
-def _kept_in_the_block(block: Any, x: Tensor) -> Any:
-    y = Block.forward(block, x)
-    if not y.requires_grad:
-        return y
-    return _applied(_OfTheLastCall, y, block)
-
-
-def _without_what_is_kept(block: Any) -> dict[str, Any]:
-    return {name: value for name, value in block.__dict__.items() if name != "_sign"}
-
-
-class _UsedUp(torch.autograd.Function):
+def _used_up(_: Any, y: Tensor) -> Change:
     """The backward pass computes in place on what it saved."""
-
-    @staticmethod
-    def forward(ctx: Any, y: Tensor) -> Tensor:
-        ctx.ones = torch.ones_like(y)
-        return y.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *dy: Tensor) -> Any:
-        return ctx.ones.mul_(dy[0]).clone()
+    ones = torch.ones_like(y)
+    return lambda dy: ones.mul_(dy).clone()
 
 
-class _InTheModeOfNow(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, block: Any) -> Tensor:
-        ctx.block, ctx.training = block, block.training
-        return y.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *dy: Tensor) -> Any:
-        return (dy[0] if ctx.block.training == ctx.training else 2 * dy[0]), None
+def _in_the_mode_of_now(block: Any, _: Tensor) -> Change:
+    training = block.training
+    return lambda dy: dy if block.training == training else 2 * dy
 
 
-class _InMemoryOrder(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, y: Tensor) -> Tensor:  # noqa: ARG004
-        return y.view_as(y)
-
-    @staticmethod
-    def backward(ctx: Any, *dy: Tensor) -> Any:  # noqa: ARG004
-        if 0 in dy[0].stride():
-            return dy[0].contiguous()
-        return dy[0].as_strided(dy[0].shape, torch.empty(dy[0].shape, device="meta").stride())
-
-
-class _Clipped(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, y: Tensor) -> Tensor:  # noqa: ARG004
-        return y.view_as(y)
-
-    @staticmethod
-    def backward(ctx: Any, *dy: Tensor) -> Any:  # noqa: ARG004
-        return dy[0].clamp(-1000, 1000)
-
-
-def _through(function: Any) -> Any:
-    return lambda block, x: function.apply(Block.forward(block, x))
-
-
-def _applied(function: Any, *given: Any) -> Any:
-    return function.apply(*given)
+def _in_memory_order(dy: Tensor) -> Tensor:
+    if 0 in dy.stride():
+        return dy.contiguous()
+    return dy.as_strided(dy.shape, torch.empty(dy.shape, device="meta").stride())
 
 
 def _dense_planes(block: Any, x: Tensor) -> Tensor:
@@ -225,8 +183,7 @@ FAULTS: tuple[Fault, ...] = (
         "self.x = x in a function of one's own",
         "5.10",
         "gradients",
-        forward=_kept_in_the_block,
-        methods={"__getstate__": _without_what_is_kept},
+        forward=_hooked(_of_the_last_call),
     ),
     fault(
         "graph_used_up",
@@ -234,7 +191,7 @@ FAULTS: tuple[Fault, ...] = (
         "computing in place on saved tensors",
         "5.10",
         "gradients",
-        forward=_through(_UsedUp),
+        forward=_hooked(_used_up),
     ),
     fault(
         "backward_in_the_mode_of_now",
@@ -242,7 +199,7 @@ FAULTS: tuple[Fault, ...] = (
         "self.training in backward",
         "5.10",
         "gradients",
-        forward=lambda block, x: _applied(_InTheModeOfNow, Block.forward(block, x), block),
+        forward=_hooked(_in_the_mode_of_now),
     ),
     fault(
         "gradient_in_memory_order",
@@ -250,7 +207,7 @@ FAULTS: tuple[Fault, ...] = (
         "data_ptr() of a tensor in channels_last",
         "5.1 5.2",
         "gradients",
-        forward=_through(_InMemoryOrder),
+        forward=_hooked(lambda _, __: _in_memory_order),
     ),
     fault(
         "gradient_clipped",
@@ -258,7 +215,7 @@ FAULTS: tuple[Fault, ...] = (
         "clip_grad_value_, forgotten in a layer",
         "5.1 5.2",
         "gradients",
-        forward=_through(_Clipped),
+        forward=_hooked(lambda _, __: lambda dy: dy.clamp(-1000, 1000)),
     ),
     fault(
         "planes_taken_as_dense",
