@@ -101,7 +101,7 @@ def bad_arguments() -> Iterator[BadArgument]:
             yield BadArgument(argument, value, "value")
     for argument in ("kernel_size", "stride", "padding", "output_size"):
         missing = [] if argument == "output_size" else [None]
-        pairs: list[Any] = [(1, True), (2.0, 1), (1, "3"), (None, 1), [1, [1]], ((1, 1), 1)]
+        pairs: list[Any] = [(1, True), (True, 1), (2.0, 1), (1, "3"), (None, 1), [1, [1]], ((1, 1), 1)]
         for value in [*number_types, *missing, *pairs]:
             yield BadArgument(argument, value, "type")
         low: list[Any] = [-1, (-1, 1), [1, -1], np.int64(-1)]

@@ -176,10 +176,12 @@ def layouts(x: NDArray[Any]) -> dict[str, NDArray[Any]]:
     wide[..., ::2] = x
     framed = np.zeros((*x.shape[:2], x.shape[2] + 2, x.shape[3] + 2), x.dtype)
     framed[:, :, 1:-1, 1:-1] = x
+    longer = np.concatenate([np.zeros_like(x[:1]), x])
     return {
         "channels last": np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2),
         "height and width swapped": np.ascontiguousarray(x.transpose(0, 1, 3, 2)).transpose(0, 1, 3, 2),
         "channels before the batch": np.ascontiguousarray(x.transpose(1, 0, 2, 3)).transpose(1, 0, 2, 3),
         "every other element": wide[..., ::2],
         "the inside of a larger one": framed[:, :, 1:-1, 1:-1],
+        "the end of a larger batch": longer[1:],
     }

@@ -204,6 +204,9 @@ def test_missing_and_unknown_arguments(subject: Subject) -> None:
     for arguments in ({}, {"in_planes": 2}, {"out_planes": 2}, {"in_planes": 2, "out_planes": 3, "bias": 1}):
         what = f"building with the arguments {sorted(arguments)}"
         refused(["1.1"], what, "type", Example(arguments), subject.build, arguments)
+    eleven = (*BlockConfig.of(2, 3).arguments().values(), None)
+    example = Example(BlockConfig.of(2, 3).arguments(), script=f"BlockBottleneck2d{eleven}")
+    refused(["1.1"], "building with eleven arguments by position", "type", example, subject.build, {}, eleven)
 
 
 @pytest.mark.clause("1.18")

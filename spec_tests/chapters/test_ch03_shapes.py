@@ -218,8 +218,11 @@ def test_wrong_shapes_of_the_input(subject: Subject, normalizer: str) -> None:
                 refused(["3.8"], what, "value", example, block.forward, zeros(shape), training)
 
 
+INTEGERS = ("int8", "int16", "int32", "uint8")
+
+
 @pytest.mark.clause("3.9")
-@pytest.mark.parametrize("dtype", ["int64", "bool", *(pytest.param(t, marks=only_python) for t in ("int32", "uint8"))])
+@pytest.mark.parametrize("dtype", ["int64", "bool", *(pytest.param(t, marks=only_python) for t in INTEGERS)])
 def test_inputs_that_are_not_floating_point(subject: Subject, dtype: str) -> None:
     """An input of integers or booleans is refused."""
     for normalizer in NAMED_VALUES["normalizer"]:
@@ -236,9 +239,9 @@ def test_inputs_that_are_not_floating_point(subject: Subject, dtype: str) -> Non
 @by_scaler
 def test_empty_batches(subject: Subject, normalizer: str, scaler: str) -> None:
     """An empty batch is refused or gives the empty output."""
-    config = BlockConfig.of(2, 3, normalizer=normalizer, scaler=scaler, stride=2)
-    block = subject.build(config.arguments())
-    for training in subject.modes:
+    for order, training in product(NAMED_VALUES["layer_order"], subject.modes):
+        config = BlockConfig.of(2, 3, normalizer=normalizer, scaler=scaler, stride=2, layer_order=order)
+        block = subject.build(config.arguments())
         example = Example.of(config, (0, 2, 4, 6), "training" if training else "evaluation")
         expected = (0, 3, *config.shortcut_size((4, 6)))
         try:

@@ -106,8 +106,9 @@ def test_wide_states(subject: Subject, thin: Thin, normalizer: str) -> None:
 @by_norm
 def test_one_sign(subject: Subject, thin: Thin, normalizer: str) -> None:
     """No element of the input above 0, and none below: a path for either, or a maximum that begins at 0, shows."""
-    for seed, (sign, names) in thin(enumerate(product(("-", ""), named_values(normalizer=normalizer)))):
-        numeric = Numeric(BlockConfig.of(3, 3, **names), (2, 3, 4, 5), seed=seed, training=subject.modes[0])
+    cases = product(("-", ""), named_values(normalizer=normalizer), subject.modes)
+    for seed, (sign, names, training) in thin(enumerate(cases)):
+        numeric = Numeric(BlockConfig.of(3, 3, **names), (2, 3, 4, 5), seed=seed, training=training)
         x = np.abs(numeric.x())
         x = -x if sign else x
         run, y = numeric.expected(x=x), numeric.built(subject).forward(x, numeric.training)
@@ -186,15 +187,17 @@ def test_bfloat16_sums(subject: Subject, thin: Thin) -> None:
 
 
 @pytest.mark.clause("4.1")
-@pytest.mark.needs("bfloat16", "train")
+@pytest.mark.needs("bfloat16")
 @by_normalizing
 def test_bfloat16_statistics(subject: Subject, normalizer: str) -> None:
     """The projection's norm in bfloat16, over so many elements that a sum kept in bfloat16 stops growing."""
-    config = BlockConfig.of(2, 3, kernel_size=3, padding=1, normalizer=normalizer, activator="null")
-    numeric = Numeric(config, (2, 2, 24, 25), dtype="bfloat16")
-    judge(subject, "4.1", numeric, only_shortcut)
-    # Variances near ε.
-    judge(subject, "4.1", replace(numeric, input_kind="near_eps"), only_shortcut)
+    for order, training in product(NAMED_VALUES["layer_order"], subject.modes):
+        names = {"normalizer": normalizer, "activator": "null", "layer_order": order}
+        config = BlockConfig.of(2, 3, kernel_size=3, padding=1, **names)
+        numeric = Numeric(config, (2, 2, 24, 25), training=training, dtype="bfloat16")
+        judge(subject, "4.1", numeric, only_shortcut)
+        # Variances near ε.
+        judge(subject, "4.1", replace(numeric, input_kind="near_eps"), only_shortcut)
 
 
 @pytest.mark.clause("4.1")

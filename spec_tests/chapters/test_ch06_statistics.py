@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spec_tests.compare import SUBJECT, Example, Thin, differing, equal, equal_entries, focused, shaped
+from spec_tests.compare import SUBJECT, Example, Thin, differing, equal, equal_entries, focused, holds, shaped
 from spec_tests.config import NAMED_VALUES, BlockConfig
 from spec_tests.enumeration import enumerated, large, named_values
 from spec_tests.numeric import Numeric, count, named, numerics, same_within, within
@@ -93,6 +93,26 @@ def test_a_call_after_many(subject: Subject, calls: int) -> None:
     example = numeric.script(["y = block.forward(case.x(), True)"], state=code)
     clauses = {**dict.fromkeys(CLAUSES, "6.6"), "num_batches_tracked": "6.3"}
     judge_buffers(block.state(), numeric.expected(state), example, f"after call {calls + 1}", clauses, calls + 1)
+
+
+@pytest.mark.clause("6.1", "6.3")
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_numbers_that_are_not_finite(subject: Subject, value: float) -> None:
+    """A batch counts, whatever it holds; a NaN reaches the mean of its channel, and stays there."""
+    for order in NAMED_VALUES["layer_order"]:
+        numeric = Numeric(BlockConfig.of(2, 3, normalizer="batch", layer_order=order), (2, 2, 4, 5))
+        block, x = numeric.built(subject), numeric.x()
+        x[0, 1, 2, 3] = value
+        block.forward(x, True)
+        after = block.state()
+        example = numeric.example(x=f"x = case.x(); x[0, 1, 2, 3] = float('{value}')")
+        for name, before in numeric.state().items():
+            if name.endswith("num_batches_tracked"):
+                equal("6.3", f"{name} after one call", after[name].item(), before.item() + 1, example)
+            elif name.startswith("conv1") and name.endswith("running_mean") and np.isnan(value):
+                what = f"{name} of the channel that meets the NaN"
+                mean = after[name][1].item()
+                holds("6.1", what, bool(np.isnan(mean)), mean, "NaN", example)
 
 
 @pytest.mark.clause("6.5")

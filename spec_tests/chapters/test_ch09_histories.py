@@ -176,6 +176,30 @@ def test_parameters_changed_in_place(subject: Subject, thin: Thin, normalizer: s
 
 
 @pytest.mark.clause("9.8")
+@pytest.mark.needs("inference", "backward")
+@by_norm
+def test_backward_behind_inference(subject: Subject, thin: Thin, normalizer: str) -> None:
+    """A first call of which nothing will be differentiated leaves nothing that a backward pass cannot use."""
+    for number, (_, config) in thin(enumerate(enumerated(normalizer=normalizer))):
+        numeric = Numeric(
+            config, (2, config.in_planes, 4, 5), seed=number, training=subject.modes[number % len(subject.modes)]
+        )
+        block = numeric.built(subject)
+        run, y = numeric.expected(), block.inferred(numeric.x(), numeric.training)
+        lines = ["y = block.inferred(case.x(), case.training)"]
+        count("9.8", [inspect("9.8", "the output", y, run.y, numeric.script(lines), run)])
+        example = numeric.script([*lines, "gradients = block.backward(case.x(), case.dy(), case.training)"])
+        run = numeric.expected(block.state())
+        try:
+            got = block.backward(numeric.x(), numeric.dy(), numeric.training)
+        except Crashed as crash:
+            raise NonConformance("9.8", "a backward pass", crash.error, "gradients", example) from crash
+        due = vjp(run, numeric.dy())
+        verdicts = [inspect("9.8", "the gradient of the input", got.dx, due.dx, example, run, "dx")]
+        count("9.8", verdicts + inspect_each("9.8", got.params, due.params, example, run))
+
+
+@pytest.mark.clause("9.8")
 @pytest.mark.drawn
 @by_norm
 def test_histories(subject: Subject, request: pytest.FixtureRequest, normalizer: str) -> None:

@@ -179,6 +179,23 @@ def test_layouts_of_calls_that_are_differentiated(subject: Subject, thin: Thin, 
                 count("9.10", [verdict])
 
 
+@pytest.mark.clause("9.10")
+@pytest.mark.needs("layout", "copy")
+@by_scaler
+def test_layouts_of_the_weights(subject: Subject, thin: Thin, scaler: str) -> None:
+    """The weights may lie with the channels last, as those bring them who look for speed."""
+    for seed, names in thin(enumerate(named_values(scaler=scaler))):
+        for training in subject.modes:
+            numeric = Numeric(BlockConfig.of(3, 4, **names), (2, 3, 4, 5), seed=seed, training=training)
+            block, run = numeric.built(subject).rearranged(), numeric.expected()
+            for layout in ("plain", "channels last"):
+                x = numeric.x() if layout == "plain" else layouts(numeric.x())[layout]
+                y = reloaded(block, numeric).forward(x, training)
+                code = "block = block.rearranged()", "y = block.forward(case.x(), case.training)"
+                what = f"the output, weights with the channels last, x {layout}"
+                within("9.10", what, y, run.y, numeric.script(list(code)), run)
+
+
 @pytest.mark.clause("9.11")
 @by_scaler
 @given(data=st.data())

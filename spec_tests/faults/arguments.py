@@ -34,6 +34,15 @@ def _changed(name: str, title: str, cause: str, clauses: str, arguments: Callabl
     return fault(name, title, cause, clauses, "arguments", arguments=arguments)
 
 
+def _eleventh_ignored(block: Any, *positional: Any, **named: Any) -> None:
+    Block.__init__(block, *positional[:10], **named)
+
+
+def _true_height(given: Given) -> Given:
+    pairs = {n: v for n, v in given.items() if n in PAIRS and isinstance(v, tuple) and len(v) == 2}
+    return {n: (1, v[1]) for n, v in pairs.items() if v[0] is True}
+
+
 def _axes_exchanged(given: Given) -> Given:
     return {n: tuple(v)[::-1] for n, v in given.items() if n in PAIRS and isinstance(v, (list, tuple))}
 
@@ -243,6 +252,21 @@ FAULTS = (
         "1.1",
         "arguments",
         methods={"__init__": _extra_ignored},
+    ),
+    fault(
+        "eleventh_by_position_ignored",
+        "an eleventh argument by position is ignored",
+        "*args",
+        "1.1",
+        "arguments",
+        methods={"__init__": _eleventh_ignored},
+    ),
+    _changed(
+        "true_height_taken",
+        "a boolean is taken for the first entry of a pair",
+        "a check of the last entry, which covers the first one by mistake",
+        "1.15",
+        _true_height,
     ),
     fault(
         "terse_refusals",

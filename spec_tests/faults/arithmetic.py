@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from mdnc.modules.resnet import BlockBottleneck2d as Block
 from spec_tests.faults import engines
-from spec_tests.faults.engines import batch_norms, convolutions, instead, norms
+from spec_tests.faults.engines import batch_norms, convolutions, instance_norms, instead, norms
 from spec_tests.faults.entry import fault
 
 
@@ -79,6 +79,15 @@ def sums_in_bfloat16(norm: Any, x: Tensor) -> Tensor:
     variance = _one_by_one((rows - mean) ** 2) / rows.shape[-1]
     mean, variance = (t[None, ..., None] if batch else t[..., None] for t in (mean, variance))
     return engines.affine(norm, (x - mean) / (variance + norm.eps).sqrt(), "scale_shift")
+
+
+def sums_in_evaluation(norm: Any, x: Tensor) -> Tensor:
+    return engines.native(norm, x) if norm.training else sums_in_bfloat16(norm, x)
+
+
+def _behind_convolutions(block: Any) -> None:
+    if block.layer_order == "old":
+        instead(norms(block), sums_in_bfloat16)
 
 
 def fast_root(norm: Any, x: Tensor) -> Tensor:
@@ -161,6 +170,22 @@ FAULTS = (
         "4.1",
         "bfloat16 training",
         patch=lambda block: instead(norms(block), sums_in_bfloat16),
+    ),
+    fault(
+        "bfloat16_statistics_in_evaluation",
+        "in evaluation, the sums behind mean and variance are kept in bfloat16",
+        "an engine for inference, which holds one type",
+        "4.1",
+        "bfloat16 evaluation",
+        patch=lambda block: instead(instance_norms(block), sums_in_evaluation),
+    ),
+    fault(
+        "bfloat16_statistics_of_the_old_order",
+        "behind a convolution, the sums of a norm are kept in bfloat16",
+        "a norm that is fused into the convolution before it",
+        "4.1",
+        "bfloat16",
+        patch=_behind_convolutions,
     ),
     fault(
         "float16_products",

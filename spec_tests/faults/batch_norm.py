@@ -57,6 +57,22 @@ def counting_in_float64(norm: Any, x: Tensor) -> Tensor:
     return y
 
 
+def finite_batches_counted(norm: Any, x: Tensor) -> Tensor:
+    before = norm.num_batches_tracked.clone()
+    y = engines.native(norm, x)
+    if not x.isfinite().all():
+        norm.num_batches_tracked.copy_(before)
+    return y
+
+
+def finite_means_kept(norm: Any, x: Tensor) -> Tensor:
+    before = norm.running_mean.clone()
+    y = engines.native(norm, x)
+    mean = norm.running_mean.data
+    mean.copy_(torch.where(mean.isnan(), before, mean))
+    return y
+
+
 def first_call_taken_whole(norm: Any, x: Tensor) -> Tensor:
     """A new norm takes the statistics of its first input as they are."""
     whole = norm.training and int(norm.num_batches_tracked) == 0
@@ -204,6 +220,22 @@ FAULTS = (
         "6.3",
         "statistics",
         patch=lambda block: instead(batch_norms(block), counting_samples),
+    ),
+    fault(
+        "counter_of_finite_batches",
+        "a batch with a NaN or an infinity is not counted",
+        "bad batches that are skipped",
+        "6.3",
+        "statistics nonfinite",
+        patch=lambda block: instead(batch_norms(block), finite_batches_counted),
+    ),
+    fault(
+        "nan_kept_from_the_mean",
+        "a NaN does not reach running_mean",
+        "bad batches that are skipped",
+        "6.1",
+        "statistics nonfinite",
+        patch=lambda block: instead(batch_norms(block), finite_means_kept),
     ),
     fault(
         "counter_in_float64",

@@ -15,6 +15,7 @@ from spec_tests.faults import (
     controls,
     convolution,
     gradients,
+    models,
     norm,
     order,
     rare,
@@ -28,7 +29,7 @@ from spec_tests.faults import (
 from spec_tests.faults.entry import Fault
 
 _AREAS = (norm, batch_norm, activation, order, convolution, shortcut, upsampling, shapes)
-_AREAS += (state, construction, arguments, gradients, arithmetic, conduct, single_clauses, rare, beyond, usage)  # type: ignore[assignment]
+_AREAS += (state, construction, arguments, gradients, arithmetic, conduct, single_clauses, rare, beyond, usage, models)  # type: ignore[assignment]
 
 
 def _by_id(*groups: tuple[Fault, ...]) -> dict[str, Fault]:

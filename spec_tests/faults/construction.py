@@ -54,6 +54,11 @@ def _halves(w: Any) -> None:
     w.abs_()
 
 
+def _in_pairs(w: Any) -> None:
+    half = len(w) // 2
+    w[half : 2 * half] = -w[:half]
+
+
 def _zero_bias(conv: Any) -> None:
     if conv.bias is not None:
         conv.bias.zero_()
@@ -189,6 +194,13 @@ FAULTS = (
         "a key that is not split (JAX)",
         "7.8",
         _same_draw,
+    ),
+    _start(
+        "filters_in_pairs",
+        "every other filter is the one before it, negated",
+        "concatenated ReLUs, or antithetic draws",
+        "7.7",
+        _weights(_in_pairs),
     ),
     fault(
         "own_seed",

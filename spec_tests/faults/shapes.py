@@ -157,6 +157,14 @@ def _sum(add: Callable[[Tensor, Tensor], Tensor], name: str, title: str, cause: 
     return fault(name, title, cause, "3.6", "shapes", forward=_unchecked(add))
 
 
+def _small_integers(block: Any, x: Tensor) -> Tensor:
+    return Block.forward(block, x.float() if x.dtype in (torch.int8, torch.int16) else x)
+
+
+def _empty_as_it_is(block: Any, x: Tensor) -> Tensor:
+    return x if block.layer_order == "old" and x.ndim == 4 and not len(x) else Block.forward(block, x)
+
+
 FAULTS = (
     _sum(torch.add, "branches_broadcast", "a side of length 1 is stretched", "the toolkit: a plain addition"),
     _sum(_cropped, "branches_cropped", "the larger branch is cropped", "U-Net's crop"),
@@ -273,6 +281,22 @@ FAULTS = (
         "3.12",
         "shapes evaluation",
         patch=lambda block: instead(batch_norms(block), never_one),
+    ),
+    fault(
+        "small_integers_taken",
+        "an input of 8 or 16 bits a number is taken, where it has a sign",
+        "audio and quantized images",
+        "3.9",
+        "shapes",
+        forward=_small_integers,
+    ),
+    fault(
+        "empty_batch_keeps_its_channels",
+        "with layer_order='old' an empty batch is given back as it is",
+        "if not len(x): return x",
+        "3.10",
+        "shapes",
+        forward=_empty_as_it_is,
     ),
     fault(
         "width_bounded_by_height",

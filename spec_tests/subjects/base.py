@@ -185,6 +185,25 @@ class Block(ABC):
         """Write a state into the memory of the block's own, as an optimizer does (feature ``"overwrite"``)."""
         raise NotImplementedError
 
+    def assign(self, state: Mapping[str, Array]) -> None:
+        """Put the tensors of a state in the place of the block's own (feature ``"assign"``)."""
+        raise NotImplementedError
+
+    def inferred(self, x: Array, training: bool | None = None) -> Array:
+        """As `forward`, where the framework is told that nothing will be differentiated (feature ``"inference"``)."""
+        raise NotImplementedError
+
+    def rearranged(self) -> Block:
+        """A copy whose convolution weights lie in memory with the channels last (feature ``"layout"``)."""
+        raise NotImplementedError
+
+    def whole(self) -> Block:
+        """A larger model that holds this block, and nothing else (feature ``"part"``).
+
+        It names the block's entries and layers behind ``"0."``.
+        """
+        raise NotImplementedError
+
     def copy(self) -> Block:
         """An independent copy (feature ``"copy"``)."""
         raise NotImplementedError
@@ -206,6 +225,10 @@ class Block(ABC):
 
         With `short`, by the form that takes no argument.
         """
+        raise NotImplementedError
+
+    def set_layer_mode(self, name: str, training: bool) -> None:
+        """Switch one layer, as those do who freeze its statistics (feature ``"mode"``)."""
         raise NotImplementedError
 
     def memory(self) -> dict[str, tuple[int, int]]:

@@ -21,10 +21,12 @@ from torch import nn
 from spec_tests.config import render_call
 from spec_tests.subjects.base import Array, Block, Crashed, Entry, Gradients, Refused, State, Subject, SubjectError
 from spec_tests.subjects.raised import Unfit, translated, where, words
+from spec_tests.subjects.tensors import address, array_of, copied, kind_of, spans_of, tensor_of, viewed
 
 FEATURES = frozenset(
     {"copy", "serialize", "convert", "mode", "memory", "summary", "seed", "python", "backward", "init", "train"}
     | {"float64", "bfloat16", "bitwise", "layout", "output", "constant_input", "overwrite", "frozen", "deferred"}
+    | {"assign", "inference", "part"}
 )
 
 
@@ -73,56 +75,10 @@ def _unalarmed(device: str) -> Iterator[None]:
         yield
 
 
-def _kind(value: object) -> str:
-    """What a value is, with its article."""
-    name = type(value).__name__
-    return "None" if value is None else f"a{'n' * (name[0] in 'AEIOUaeiou' or name == 'ndarray')} {name}"
-
-
-def _tensor(value: object, what: str) -> torch.Tensor:
-    if not isinstance(value, torch.Tensor):
-        raise Unfit(f"{what} is {_kind(value)}, not a tensor")
-    return value
-
-
 def _module(value: object, what: str) -> nn.Module:
     if not isinstance(value, nn.Module):
-        raise Unfit(f"{what} is {_kind(value)}, not a torch.nn.Module")
+        raise Unfit(f"{what} is {kind_of(value)}, not a torch.nn.Module")
     return value
-
-
-def _array(value: object, what: str) -> Array:
-    """A copy of a tensor that the block gave. Raises Unfit unless it is one of real numbers that NumPy can hold."""
-    tensor = _tensor(value, what).detach()
-    if tensor.is_complex():
-        raise Unfit(f"{what} is of {tensor.dtype}, not of real numbers")
-    try:
-        # NumPy has no bfloat16; float32 holds every bfloat16 number exactly.
-        plain = tensor.to(torch.float32) if tensor.dtype == torch.bfloat16 else tensor
-        array: Array = plain.cpu().numpy().copy()
-    except torch.AcceleratorError:  # what went wrong in a kernel is told at the next copy
-        raise
-    except (TypeError, RuntimeError) as error:  # sparse, quantized, without memory, of a type of torch's own
-        kind = f"{tensor.layout}, {tensor.dtype}, on {tensor.device}"
-        raise Unfit(f"{what} is no array of numbers in memory: {kind}") from error
-    return array
-
-
-def _place(tensor: torch.Tensor) -> int:
-    """The address of the memory of a tensor, which its views share."""
-    return tensor.untyped_storage().data_ptr()
-
-
-def _copied(x: Array, device: str, dtype: torch.dtype) -> torch.Tensor:
-    """A copy of `x` that lies in its memory as `x` does: `to` makes strided and expanded views dense."""
-    tensor = torch.from_numpy(x)
-    size = 1 + sum((n - 1) * step for n, step in zip(x.shape, tensor.stride(), strict=True)) if x.size else 0
-    memory = tensor.as_strided((size,), (1,)).to(device, dtype, copy=True)
-    return memory.as_strided(x.shape, tensor.stride())
-
-
-def _spans(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, int]]:
-    return {name: (t.data_ptr(), t.numel() * t.element_size()) for name, t in state.items()}
 
 
 class TorchBlock(Block):
@@ -140,9 +96,9 @@ class TorchBlock(Block):
 
     def _tensor(self, x: Array) -> torch.Tensor:
         """`x` without a copy where its type and the device allow it, so that a write into it is seen."""
-        tensor = torch.from_numpy(x)
+        tensor = viewed(x)
         dtype = torch.bfloat16 if self.dtype == torch.bfloat16 and tensor.is_floating_point() else tensor.dtype
-        return tensor if self.device == "cpu" and dtype == tensor.dtype else _copied(x, self.device, dtype)
+        return tensor if self.device == "cpu" and dtype == tensor.dtype else copied(x, self.device, dtype)
 
     @contextmanager
     def _given(self, *arrays: Array) -> Iterator[list[torch.Tensor]]:
@@ -152,7 +108,7 @@ class TorchBlock(Block):
         for x, tensor in zip(arrays, tensors, strict=True):
             if self.device == "cpu" and tensor.dtype != torch.bfloat16:
                 continue
-            found = _array(tensor, "what the block was given").astype(x.dtype)
+            found = array_of(tensor, "what the block was given").astype(x.dtype)
             if not np.array_equal(found, x, equal_nan=True):
                 np.copyto(x, found)
 
@@ -160,10 +116,10 @@ class TorchBlock(Block):
         """What `state_dict` gives. Raises Unfit unless that is tensors by name."""
         state = self.module.state_dict()
         if not isinstance(state, Mapping):
-            raise Unfit(f"state_dict() is {_kind(state)}, not a mapping")
+            raise Unfit(f"state_dict() is {kind_of(state)}, not a mapping")
         if unnamed := [name for name in state if not isinstance(name, str)]:
-            raise Unfit(f"the name {unnamed[0]!r:.80} of the state is {_kind(unnamed[0])}, not a str")
-        return {name: _tensor(value, f"the entry {name!r} of the state") for name, value in state.items()}
+            raise Unfit(f"the name {unnamed[0]!r:.80} of the state is {kind_of(unnamed[0])}, not a str")
+        return {name: tensor_of(value, f"the entry {name!r} of the state") for name, value in state.items()}
 
     def _called(self, given: torch.Tensor, training: bool | None) -> torch.Tensor:
         wanted = training is not False
@@ -171,7 +127,7 @@ class TorchBlock(Block):
         if self.module.training != wanted:
             self.module.train(wanted)
         with own_kernels(self.dtype), _unalarmed(self.device):
-            return _tensor(self.module(given), "the output")
+            return tensor_of(self.module(given), "the output")
 
     def entries(self) -> dict[str, Entry]:
         with translated(self.code):
@@ -194,16 +150,21 @@ class TorchBlock(Block):
         return found
 
     def forward(self, x: Array, training: bool | None = None) -> Array:
-        doing = f"{self.code}, called with {x.dtype} {x.shape}"
-        with translated(doing), torch.no_grad(), self._given(x) as (given,):
-            return _array(self._called(given, training), "the output")
+        return self._called_in(torch.no_grad(), x, training)
+
+    def inferred(self, x: Array, training: bool | None = None) -> Array:
+        return self._called_in(torch.inference_mode(), x, training)
+
+    def _called_in(self, context: contextlib.AbstractContextManager[Any], x: Array, training: bool | None) -> Array:
+        with translated(f"{self.code}, called with {x.dtype} {x.shape}"), context, self._given(x) as (given,):
+            return array_of(self._called(given, training), "the output")
 
     def backward(self, x: Array, dy: Array, training: bool | None = None) -> Gradients:
         y, dx, found = self._differentiated(x, dy, training, True)
         if dx is None:
             raise Crashed("the input received no gradient", self.code)
         with translated(self.code):
-            return Gradients(_array(dx, "the gradient of the input"), found, _array(y, "the output"))
+            return Gradients(array_of(dx, "the gradient of the input"), found, array_of(y, "the output"))
 
     def parameter_gradients(self, x: Array, dy: Array, training: bool | None = None) -> dict[str, Array]:
         return self._differentiated(x, dy, training, False)[2]
@@ -219,7 +180,7 @@ class TorchBlock(Block):
             with own_kernels(self.dtype, given, arriving), _unalarmed(self.device):
                 y.backward(arriving)  # type: ignore[no-untyped-call]
             found = {name: p.grad for name, p in self.module.named_parameters() if p.grad is not None}
-            return y, given.grad, {name: _array(grad, f"the gradient of {name}") for name, grad in found.items()}
+            return y, given.grad, {name: array_of(grad, f"the gradient of {name}") for name, grad in found.items()}
 
     def partial_gradients(self, x: Array, dy: Array, training: bool | None, wanted: Collection[str]) -> Gradients:
         trainable = {name: p.requires_grad for name, p in self.module.named_parameters()}
@@ -235,7 +196,7 @@ class TorchBlock(Block):
         if dx is None:
             raise Crashed(f"the input received no gradient, where {sorted(wanted)} receive one", self.code)
         with translated(self.code):
-            return Gradients(_array(dx, "the gradient of the input"), found, _array(y, "the output"))
+            return Gradients(array_of(dx, "the gradient of the input"), found, array_of(y, "the output"))
 
     def deferred(self, calls: Sequence[tuple[Array, Array]], training: bool) -> list[Gradients]:
         parameters = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
@@ -250,8 +211,8 @@ class TorchBlock(Block):
                     with own_kernels(self.dtype, x, dy), _unalarmed(self.device):
                         got = torch.autograd.grad(outputs[number], wanted, dy, retain_graph=True, allow_unused=True)
                     named = {name: grad for name, grad in zip(parameters, got[1:], strict=True) if grad is not None}
-                    params = {name: _array(grad, f"the gradient of {name}") for name, grad in named.items()}
-                    found.append(Gradients(_array(_tensor(got[0], "the gradient of the input"), "it"), params))
+                    params = {name: array_of(grad, f"the gradient of {name}") for name, grad in named.items()}
+                    found.append(Gradients(array_of(tensor_of(got[0], "the gradient of the input"), "it"), params))
             finally:
                 self.module.train(training)
         return found
@@ -265,25 +226,31 @@ class TorchBlock(Block):
         with translated(self.code), torch.no_grad():
             y = self._called(given, training)
             # Where they lie now: the next call may move them.
-            places = {name: _place(tensor) for name, tensor in {"x": given, **self._state()}.items()}
+            places = {name: address(tensor) for name, tensor in {"x": given, **self._state()}.items()}
             # Buffers may be used in turn.
             later = [self._called(given, training) for _ in range(3)]
-            shared = [name for name, place in places.items() if place == _place(y)]
-            return shared + ["the output of a later call"] * (_place(y) in map(_place, later))
+            shared = [name for name, place in places.items() if place == address(y)]
+            return shared + ["the output of a later call"] * (address(y) in map(address, later))
 
     def state(self) -> State:
         with translated(self.code):
-            named = {name: _array(value, f"the entry {name!r} of the state") for name, value in self._state().items()}
+            named = {name: array_of(value, f"the entry {name!r} of the state") for name, value in self._state().items()}
         return State(named, self.code)
 
     def load(self, state: Mapping[str, Array]) -> None:
+        self._load(state)
+
+    def assign(self, state: Mapping[str, Array]) -> None:
+        self._load(state, assign=True)
+
+    def _load(self, state: Mapping[str, Array], **how: bool) -> None:
         tensors = OrderedDict((name, torch.from_numpy(np.array(value))) for name, value in state.items())
         with translated(self.code):
             # The versions that torch writes into a state: without them it takes the state for one of a release
             # before 0.4.1 and makes up a missing counter.
             tensors._metadata = getattr(self.module.state_dict(), "_metadata", {})  # type: ignore[attr-defined]
             try:
-                self.module.load_state_dict(tensors, strict=True)
+                self.module.load_state_dict(tensors, strict=True, **how)
             except RuntimeError as error:  # torch's own way to refuse a state
                 raise Refused("", words(error), self.code, where(error)) from error
 
@@ -297,6 +264,13 @@ class TorchBlock(Block):
     def _derived(self, make: Callable[[], Any], doing: str, dtype: torch.dtype | None = None) -> TorchBlock:
         with translated(f"{self.code}, {doing}"):
             return TorchBlock(_module(make(), "what that gives"), self.code, dtype or self.dtype, self.device)
+
+    def rearranged(self) -> TorchBlock:
+        last = torch.channels_last
+        return self._derived(lambda: copy.deepcopy(self.module).to(memory_format=last), f"to(memory_format={last})")  # type: ignore[call-overload]
+
+    def whole(self) -> TorchBlock:
+        return TorchBlock(nn.Sequential(self.module), f"Sequential({self.code})", self.dtype, self.device)
 
     def copy(self) -> TorchBlock:
         return self._derived(lambda: copy.deepcopy(self.module), "copy.deepcopy")
@@ -319,9 +293,13 @@ class TorchBlock(Block):
                 return (self.module.train() if training else self.module.eval()) is self.module
             return self.module.train(training) is self.module
 
+    def set_layer_mode(self, name: str, training: bool) -> None:
+        with translated(f"{self.code}, {name}.train({training})"):
+            self.module.get_submodule(name).train(training)
+
     def memory(self) -> dict[str, tuple[int, int]]:
         with translated(self.code):
-            return _spans(self._state()) if self.spans is None else self.spans
+            return spans_of(self._state()) if self.spans is None else self.spans
 
     def summary(self, shape: Sequence[int]) -> str:
         import torchsummary
@@ -391,7 +369,7 @@ class TorchSubject(Subject):
             # A move hides what shared memory (7.8), and a conversion what was of another type (7.3).
             spans = None
             with contextlib.suppress(Exception):  # a state that cannot be read is told by the clauses that read it
-                spans = _spans(module.state_dict())
+                spans = spans_of(module.state_dict())
             target = (self.device,) if wanted == torch.float32 else (self.device, wanted)
             module = _module(module.to(*target), f"what to({', '.join(map(repr, target))}) gives")
             return TorchBlock(module, code, wanted, self.device, spans)

@@ -1,0 +1,201 @@
+"""Chapter 7, at construction: constants, what is drawn and from which range, and the seed."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations, combinations_with_replacement, pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spec_tests.compare import Example, Thin, differing, equal, equal_entries, holds
+from spec_tests.config import NAMED_VALUES, BlockConfig
+from spec_tests.enumeration import enumerated
+from spec_tests.strategies import geometries
+from spec_tests.subjects.base import Array, Subject
+
+by_norm = pytest.mark.parametrize("normalizer", NAMED_VALUES["normalizer"])
+
+
+# Clause, meaning and value of what is constant at construction, by kind of layer and name of the tensor.
+CONSTANTS = {
+    ("act", "weight"): ("7.4", "slope", 0.25),
+    ("norm", "weight"): ("7.5", "scale", 1.0),
+    ("norm", "bias"): ("7.5", "shift", 0.0),
+    ("norm", "running_mean"): ("7.6", "running mean", 0.0),
+    ("norm", "running_var"): ("7.6", "running variance", 1.0),
+    ("norm", "num_batches_tracked"): ("7.6", "counter", 0.0),
+}
+
+
+def constants(config: BlockConfig) -> dict[str, tuple[str, str, float]]:
+    """Clause, meaning and value of each entry that is constant at construction."""
+    kinds = {layer.name: layer.kind for layer in config.layers()}
+    keys = {name: (kinds[name.rpartition(".")[0]], name.rpartition(".")[2]) for name in config.state()}
+    return {name: CONSTANTS[key] for name, key in keys.items() if key in CONSTANTS}
+
+
+# Each of two equal numbers was rounded a few times in float32, relative to its range: at most four are granted.
+ROUNDED = 8 * 2.0**-24
+REPEATED = 6
+"""So many magnitudes in a row do not come twice by chance: at two places once in (2·ROUNDED)^6, which is 2^-120."""
+
+
+def repetition(one: Array, two: Array, same: bool) -> int | None:
+    """By how many places `two` is `one`, shifted, over all that they have in common; None if it is not.
+
+    Both are of one axis, and uniform on [0, 1]; of long ones the beginnings are compared.
+    """
+    one, two = one[:200].astype(np.float64), two[:200].astype(np.float64)
+    at, there = np.nonzero(np.abs(one[:, None] - two[None, :]) < ROUNDED)
+    lags, counts = np.unique(at - there, return_counts=True)
+    lag: int
+    for lag, count in zip(lags.tolist(), counts.tolist(), strict=True):
+        overlap = min(len(one), len(two) + lag) - max(0, lag)
+        if count == overlap >= REPEATED and not (same and lag == 0):
+            return lag
+    return None
+
+
+@pytest.mark.clause("7.4", "7.5", "7.6", "7.7", "7.8")
+@pytest.mark.needs("init")
+@given(arguments=geometries(), seed=st.integers(0, 2**31 - 1))
+def test_values_at_construction(subject: Subject, arguments: dict[str, Any], seed: int) -> None:
+    """Slopes, scales, shifts and statistics have their constants, convolutions are drawn within their range."""
+    for normalizer, activator, order in (
+        ("batch", "prelu", "new"),
+        ("pinst", "prelu", "old"),
+        ("null", "relu", "new"),
+        ("inst", "null", "old"),
+    ):
+        names = {"normalizer": normalizer, "activator": activator, "layer_order": order}
+        config = BlockConfig.of(**{**arguments, "scaler": "down" if seed % 2 else "up", **names})
+        state = subject.build(config.arguments(), seed=seed if "seed" in subject.features else None).state()
+        example = Example.of(config)
+        fixed = constants(config)
+        for name, (clause, meaning, value) in fixed.items():
+            got = sorted(set(np.ravel(state[name]).tolist()))
+            equal(clause, f"values of the {meaning} {name}", got, [value], example)
+        drawn = {name: np.ravel(state[name]) for name in config.parameters() if name not in fixed}
+        fan_in = {layer.name: layer.in_planes * math.prod(layer.kernel) for layer in config.layers()}
+        for name, values in drawn.items():
+            limit = 1 / math.sqrt(fan_in[name.rpartition(".")[0]])
+            largest = float(np.abs(values).max())
+            # One float32 rounding of the limit itself.
+            holds(
+                "7.7",
+                f"largest magnitude of {name}",
+                largest <= limit * (1 + 2**-23),
+                largest,
+                f"at most {limit}",
+                example,
+            )
+            distinct = np.unique(values).size
+            holds(
+                "7.8",
+                f"distinct values of {name}",
+                distinct > 1 or values.size == 1,
+                distinct,
+                "more than one",
+                example,
+            )
+            # A filter of several weights twice, whatever their signs: by chance once in 2^46 pairs at most.
+            rows = np.abs(state[name].reshape(len(state[name]), -1))
+            different = len(np.unique(rows, axis=0)) if rows.shape[1] > 1 else len(rows)
+            what = f"filters of {name} that differ in more than signs"
+            holds("7.7", what, different == len(rows), different, f"all {len(rows)}", example)
+        for one, two in combinations([n for n, v in drawn.items() if v.size > 1], 2):
+            alike = np.array_equal(drawn[one], drawn[two])
+            holds("7.8", f"{one} and {two}", not alike, "equal values", "different values", example)
+        scaled = {
+            name: np.abs(values) * math.sqrt(fan_in[name.rpartition(".")[0]])
+            for name, values in drawn.items()
+            if values.size >= REPEATED
+        }
+        for one, two in combinations_with_replacement(scaled, 2):
+            lag = repetition(scaled[one], scaled[two], one == two)
+            words = f"{one}, shifted by {lag}, repeats itself" if one == two else f"{two}, shifted by {lag}, is {one}"
+            holds("7.7", "the drawn numbers", lag is None, words, "independent ones", example)
+
+
+@pytest.mark.clause("7.7")
+@pytest.mark.needs("init")
+@pytest.mark.parametrize("normalizer", ["pinst", "null"])
+def test_distribution_at_construction(subject: Subject, normalizer: str) -> None:
+    """The drawn values are uniform: the distance of their distribution function stays within its DKW bound."""
+    # A range by the fan-out is too wide for the first block and too narrow for the second one.
+    for planes in ((48, 40), (24, 96)):
+        config = BlockConfig.of(*planes, kernel_size=(3, 2), stride=2, normalizer=normalizer)
+        block = subject.build(config.arguments(), seed=20 if "seed" in subject.features else None)
+        state = block.state()
+        for name, shape in config.parameters().items():
+            if len(shape) == 4 or (normalizer == "null" and name.endswith("bias")):
+                layer = next(found for found in config.layers() if found.name == name.rpartition(".")[0])
+                scaled = np.sort(np.ravel(state[name]).astype(np.float64)) * math.sqrt(
+                    layer.in_planes * math.prod(layer.kernel)
+                )
+                n = scaled.size
+                uniform = (np.clip(scaled, -1, 1) + 1) / 2
+                distance = float(max(np.max(np.arange(1, n + 1) / n - uniform), np.max(uniform - np.arange(n) / n)))
+                # Dvoretzky, Kiefer, Wolfowitz (Massart's constant), for a false alarm once in 10^12 tensors.
+                allowed = math.sqrt(math.log(2e12) / (2 * n))
+                what = f"distance of the distribution of {name} from the uniform one"
+                holds("7.7", what, distance <= allowed, distance, f"at most {allowed}", Example.of(config))
+                # The largest of n is below 1 - 28/n about as rarely.
+                least, largest = 1 - 28 / n, float(np.abs(scaled).max())
+                what = f"largest magnitude of {name} in units of its range"
+                holds("7.7", what, largest >= least, largest, f"at least {least}", Example.of(config))
+
+
+@pytest.mark.clause("7.8")
+@pytest.mark.needs("memory")
+@by_norm
+def test_nothing_is_shared(subject: Subject, thin: Thin, normalizer: str) -> None:
+    """No two tensors of the state overlap in memory."""
+    for _, config in thin(enumerated(normalizer=normalizer)):
+        spans = sorted(
+            (start, start + size, name)
+            for name, (start, size) in subject.build(config.arguments()).memory().items()
+            if size
+        )
+        shared = [tuple(sorted((one[2], two[2]))) for one, two in pairwise(spans) if two[0] < one[1]]
+        equal("7.8", "entries that share memory", sorted(shared), [], Example.of(config))
+
+
+@pytest.mark.clause("7.9")
+@pytest.mark.needs("init")
+@by_norm
+def test_seeds(subject: Subject, thin: Thin, normalizer: str) -> None:
+    """The same seed gives the same parameters, another one gives others: the next, one of its parity, a large one."""
+    for _, config in thin(enumerated(normalizer=normalizer)):
+        first, again = (subject.build(config.arguments(), seed=3).state() for _ in range(2))
+        example = Example.of(config)
+        equal_entries("7.9", "entries that differ for the same seed", differing(first, again), {}, example)
+        drawn = [name for name in config.parameters() if name not in constants(config)]
+        for seed in (4, 5, 3 + 2**16):
+            other = subject.build(config.arguments(), seed=seed).state()
+            alike = [name for name in drawn if first[name].size > 1 and np.array_equal(first[name], other[name])]
+            equal("7.9", f"drawn entries that are the same for the seeds 3 and {seed}", alike, [], example)
+
+
+@pytest.mark.clause("7.7", "7.9")
+@pytest.mark.needs("init", "python")
+@by_norm
+def test_seeds_of_the_next_block(subject: Subject, thin: Thin, normalizer: str) -> None:
+    """A block leaves the generator where its own draws end: the one after it differs from it, and by the seed."""
+    for _, config in thin(enumerated(normalizer=normalizer)):
+        example = Example.of(config)
+        (first, following), (_, other) = (
+            (subject.build(config.arguments(), seed=seed).state(), subject.build(config.arguments()).state())
+            for seed in (3, 4)
+        )
+        drawn = [n for n in config.parameters() if n not in constants(config) and first[n].size > 1]
+        for clause, what, one, two in (
+            ("7.7", "two blocks in a row", first, following),
+            ("7.9", "the second blocks behind the seeds 3 and 4", following, other),
+        ):
+            alike = [name for name in drawn if np.array_equal(one[name], two[name])]
+            equal(clause, f"drawn entries that are the same for {what}", alike, [], example)

@@ -1,0 +1,69 @@
+"""Arrays as tensors of torch, and tensors that a block gave as arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from spec_tests.subjects.base import Array
+from spec_tests.subjects.raised import Unfit
+
+
+def kind_of(value: object) -> str:
+    """What a value is, with its article."""
+    name = type(value).__name__
+    return "None" if value is None else f"a{'n' * (name[0] in 'AEIOUaeiou' or name == 'ndarray')} {name}"
+
+
+def tensor_of(value: object, what: str) -> torch.Tensor:
+    if not isinstance(value, torch.Tensor):
+        raise Unfit(f"{what} is {kind_of(value)}, not a tensor")
+    return value
+
+
+def array_of(value: object, what: str) -> Array:
+    """A copy of a tensor that the block gave. Raises Unfit unless it is one of real numbers that NumPy can hold."""
+    tensor = tensor_of(value, what).detach()
+    if tensor.is_complex():
+        raise Unfit(f"{what} is of {tensor.dtype}, not of real numbers")
+    try:
+        # NumPy has no bfloat16; float32 holds every bfloat16 number exactly.
+        plain = tensor.to(torch.float32) if tensor.dtype == torch.bfloat16 else tensor
+        array: Array = plain.cpu().numpy().copy()
+    except torch.AcceleratorError:  # what went wrong in a kernel is told at the next copy
+        raise
+    except (TypeError, RuntimeError) as error:  # sparse, quantized, without memory, of a type of torch's own
+        kind = f"{tensor.layout}, {tensor.dtype}, on {tensor.device}"
+        raise Unfit(f"{what} is no array of numbers in memory: {kind}") from error
+    return array
+
+
+def viewed(x: Array) -> torch.Tensor:
+    """The memory of `x` as a tensor: a view of the whole array where `x` is one, so that it has an offset too."""
+    whole = x.base
+    if not isinstance(whole, np.ndarray) or whole.dtype != x.dtype or not whole.flags.c_contiguous or not x.size:
+        return torch.from_numpy(x)
+    offset, apart = divmod(x.ctypes.data - whole.ctypes.data, x.itemsize)
+    strides = [step // x.itemsize for step in x.strides]
+    if apart or min(strides, default=0) < 0:
+        return torch.from_numpy(x)
+    return torch.from_numpy(whole.reshape(-1)).as_strided(x.shape, strides, offset)
+
+
+def copied(x: Array, device: str, dtype: torch.dtype) -> torch.Tensor:
+    """A copy of `x` that lies in its memory as `x` does: `to` makes strided and expanded views dense."""
+    tensor = torch.from_numpy(x)
+    size = 1 + sum((n - 1) * step for n, step in zip(x.shape, tensor.stride(), strict=True)) if x.size else 0
+    memory = tensor.as_strided((size,), (1,)).to(device, dtype, copy=True)
+    return memory.as_strided(x.shape, tensor.stride())
+
+
+def address(tensor: torch.Tensor) -> int:
+    """The address of the memory of a tensor, which its views share."""
+    return tensor.untyped_storage().data_ptr()
+
+
+def spans_of(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, int]]:
+    return {name: (t.data_ptr(), t.numel() * t.element_size()) for name, t in state.items()}
