@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from mdnc.modules.resnet import BlockBottleneck2d as Block
 from spec_tests.faults.engines import convolutions, instead
 from spec_tests.faults.entry import Fault, fault
+from spec_tests.faults.state import copied_around
 
 
 def _kept(block: Any, like: Tensor) -> Tensor:
@@ -62,6 +63,11 @@ def _converts_alone(block: Any, *given: Any, **named: Any) -> Any:
 def _one_of_its_own(block: Any, x: Tensor) -> Tensor:
     one: Tensor = block.__dict__.get("_one", torch.ones(1))
     return Block.forward(block, x) * one
+
+
+def _copy_of_views(block: Any, memo: dict[int, Any]) -> Any:
+    """A copy has tensors of its own, which lie in the memory of the block's."""
+    return copied_around(block, memo, lambda t: nn.Parameter(t.detach()) if t.requires_grad else t.detach())
 
 
 def _all_in_one_mode(block: Any, state: dict[str, Any]) -> None:
@@ -132,6 +138,14 @@ FAULTS: tuple[Fault, ...] = (
         "state",
         forward=_one_of_its_own,
         methods={"to": _converts_alone},
+    ),
+    fault(
+        "copies_are_views",
+        "the tensors of a copy are views of the block's",
+        "detach() without clone()",
+        "7.12 9.8",
+        "state history",
+        methods={"__deepcopy__": _copy_of_views},
     ),
     fault(
         "copies_in_one_mode",
