@@ -19,16 +19,17 @@ examples:
   mdnc-spec run --subject py:mypackage.blocks:Bottleneck --profile thorough --seed 7 -n 2
 
 exit status:
-  0    conforms: every MUST clause that was judged holds
-  1    does not conform: at least one MUST clause is broken
-  2    partial: what was judged holds, but the subject does not offer everything
+  0    conforms: every MUST clause that was judged holds, known failures aside
+  1    does not conform: a MUST clause or the conduct of a port is broken, or the known failures differ
+  2    partial: what was judged holds, but the subject does not offer everything, or its arithmetic is too coarse
   3    could not be judged: bad arguments, no such subject, or an error of the suite
   130  interrupted
 """
 
 
 MANY_STATUS = (
-    "exit status: 0 all conform, 1 one does not, 3 one could not be judged or a report cannot be read, 2 one is partial"
+    "exit status, the first that applies: 1 one does not conform, 3 one could not be judged or a report cannot be "
+    "read, 2 one is partial, 0 all conform"
 )
 
 
@@ -78,7 +79,7 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < 86400:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a number of seconds above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number of seconds above 0 and below 86400")
     return seconds
 
 
@@ -124,14 +125,14 @@ def _known_failures(command: argparse.ArgumentParser) -> None:
         "--known-failures",
         type=known_failures.argument,
         metavar="FILE",
-        help="failures that are known, a line each: test id | clause | outcome | message prefix | link; the run fails "
-        "if it differs from them in any way",
+        help="failures that are known, a line each: test id | clause | outcome | message prefix | reason; the run "
+        "fails if it differs from them in any way",
     )
     known.add_argument(
         "--write-known-failures",
         type=known_failures.target,
         metavar="FILE",
-        help="write such a file, in which the links are yours to fill in; those that FILE has are kept",
+        help="write such a file, in which the reasons are yours to fill in; those that FILE has are kept",
     )
 
 
@@ -174,15 +175,15 @@ def parser() -> argparse.ArgumentParser:
         default="",
         type=_timeouts,
         metavar="NAME=SECONDS,…",
-        help="how long a port may take: start=60, first=60 (first call of a kind), call=10, stop=5",
+        help="how long a port may take: start=60, first=60 (first call of an op), call=10, stop=5",
     )
     run.add_argument(
         "--device",
         default="cpu",
         type=_device,
         metavar="DEVICE",
-        help="where a torch class computes: cpu (the default), cuda or cuda:1; on a GPU in deterministic algorithms "
-        "where torch has them, and with products in TF32 if its settings say so, which is flagged",
+        help="where a torch class computes: cpu (the default), cuda or cuda:1; on a GPU with deterministic "
+        "algorithms where torch has them; products in TF32, if torch's settings allow them, are flagged",
     )
     run.add_argument(
         "--requests",
@@ -193,30 +194,31 @@ def parser() -> argparse.ArgumentParser:
         "--report",
         type=_folder,
         metavar="DIR",
-        help="write report.html, a page that needs nothing else, report.json, report.md, junit.xml and badge.json "
-        "into this folder",
+        help="write report.html (self-contained), report.json, report.md, junit.xml and badge.json into this folder",
     )
     run.add_argument(
         "--unfolded",
         action="store_true",
-        help="tell every broken clause in full, instead of those that follow from another one in a line below it",
+        help="tell every broken clause in full, also those that follow from another one and are otherwise a line "
+        "below it",
     )
     run.add_argument(
         "--until-first-failure",
         action="store_true",
-        help="stop at the first broken MUST clause: mend it, run again, and be led through the specification",
+        help="stop at the first broken MUST clause: mend it, run again, and be led through the specification; in one "
+        "process, whatever -n says",
     )
     run.add_argument(
         "--no-diagnosis",
         action="store_true",
-        help="do not look for the known mistake that explains a failing subject (at most 10 s)",
+        help="do not look for the known mistake that explains a failing subject (about 10 s, more for a slow port)",
     )
     run.add_argument(
         "--budget",
         type=_budget,
         metavar="TIME",
-        help="after a whole run, draw new examples in rounds, each from another seed that is printed, until this time "
-        "is spent (90s, 30m, 2h) or something fails",
+        help="after a whole run, draw new examples in rounds, each from another seed that is printed, until this time, "
+        "the first run included, is spent (90s, 30m, 2h) or something fails",
     )
     run.add_argument(
         "--database",
@@ -236,8 +238,9 @@ def parser() -> argparse.ArgumentParser:
     why = commands.add_parser(
         "diagnose",
         help="name the known mistake that explains a failing subject",
-        description="Ask a subject for examples, and find the wrong rule, or the two, under which the oracle makes "
-        "exactly what it makes. A subject that is right in all of them gets no diagnosis; the verdict is that of run.",
+        description="Run a fixed set of examples on a subject, and find the wrong rule, or the two, under which the "
+        "oracle makes exactly what the subject makes. A subject that is right in all of them gets no diagnosis; only "
+        "`run` gives a verdict.",
         epilog="exit status: 0 these examples are right, 1 something is wrong, 3 the subject could not be asked",
     )
     why.add_argument("--subject", required=True, type=_designator, metavar="DESIGNATOR", help="as for run")
@@ -250,6 +253,8 @@ def parser() -> argparse.ArgumentParser:
         "replay",
         help="send a saved request to a port again, and say what is wrong with its reply",
         description="Send a saved request to a port again; print the request, the reply and what the oracle says.",
+        epilog="exit status: 0 the reply is as it must be, 1 it is wrong, 3 it could not be judged, or asks for what "
+        "the port does not offer",
     )
     again.add_argument("file", type=Path, metavar="FILE", help="a request that a failing run saved")
     again.add_argument("--subject", required=True, type=_designator, metavar="DESIGNATOR", help="'cmd:./port --flag'")
@@ -265,7 +270,7 @@ def parser() -> argparse.ArgumentParser:
         "matrix",
         help="print the table implementation x chapter of several reports",
         description="Print the table implementation x chapter of several reports, as Markdown. The reports of all "
-        "shards of a run make one row; a shard that is missing is said.",
+        "shards of a run make one row; a missing shard is named.",
         epilog=MANY_STATUS,
     )
     one = commands.add_parser(

@@ -96,7 +96,5 @@ def select(wanted: str) -> list[str]:
     found = [c.id for c in all_clauses().values() if wanted in (c.id, str(c.chapter))]
     if not found:
         chapters = ", ".join(map(str, all_chapters()))
-        raise ValueError(
-            f"--clause {wanted!r} names no clause; allowed are a chapter ({chapters}) or an id such as 3.6"
-        )
+        raise ValueError(f"{wanted!r} names no clause; allowed are a chapter ({chapters}) or an id such as 3.6")
     return found

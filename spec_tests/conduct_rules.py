@@ -8,7 +8,8 @@ RULES = {
     "unknown": "a key that a port does not know changes nothing (Requests, Arguments)",
     "order": "the order of tensors, and spaces behind the header, change nothing (Messages, Tensors)",
     "shape": "what training alone refuses has an `out` in the reply to `describe` (Arguments)",
-    "written": "a `mode`, `dtype`, `shape` or `seed` that is missing or none of the page is a `bad_request` (Errors)",
+    "written": "a `mode`, `dtype` or `seed` that is missing, and a `mode`, `dtype`, `shape` or `seed` with a value "
+    "that the page does not allow, is a `bad_request` (Errors)",
     "tensors": "a tensor that is missing, one too many or unlike what `describe` says is a `bad_request`, and an `x` "
     "of no floating-point type an `invalid_input` (Errors)",
     "offers": "what `hello` does not offer is answered `unsupported`, with its name as `feature` (Errors)",

@@ -106,24 +106,29 @@ class Diagnosis:
         if not self.wrong:
             one = "The only output, gradient or statistic that came is right."
             return [*found, f"All of {total} that came are right." if self.total > 1 else one]
-        if self.certain:
-            found.append(f"It behaves exactly like {self.explanations[0].sentence()}.")
-        elif self.explanations:
-            found.append("It behaves exactly like one of these, which the examples do not tell apart:")
-            found += [f"- {explanation.sentence()}" for explanation in self.explanations]
         if self.explanations:
-            inside = f"Every one of {total} lies within its bounds"
-            found.append(f"{inside}, {self.wrong:,} outside those of the specification.")
-            if self.runner_up is not None:
-                found.append(
-                    f"The next best explanation, {self.runner_up.sentence()}, accounts for {self.runner_up.inside}."
-                )
-            return found
+            return [*found, *self._explained(total)]
         are = "is" if self.wrong == 1 else "are"
         found.append(f"No known mistake, and no pair of them, explains the {self.wrong:,} of {total} that {are} wrong.")
         if self.runner_up is not None and self.runner_up.inside > self.total - self.wrong:
             found.append(f"The nearest, {self.runner_up.sentence()}, accounts for {self.runner_up.inside}.")
         return [*found, *self.where]
+
+    def _explained(self, total: str) -> Iterator[str]:
+        """What explains all `total` tensors, and the best of what does not."""
+        first = self.explanations[0]
+        if self.certain:
+            rule = "this rule" if len(first.changes) == 1 else "these two rules"
+            yield f"It behaves exactly like {first.sentence()}."
+        else:
+            rule = "each of them"
+            yield "It behaves exactly like one of these, which the examples do not tell apart:"
+            yield from (f"- {explanation.sentence()}" for explanation in self.explanations)
+        outside = f"{self.wrong:,} {'lies' if self.wrong == 1 else 'lie'} outside those of the specification"
+        yield f"Every one of {total} lies within its bounds under {rule}; {outside}."
+        if self.runner_up is not None:
+            other = self.runner_up
+            yield f"The next best explanation, {other.sentence()}, accounts for {other.inside} of them."
 
 
 def _sentence(name: str, value: Any) -> str:

@@ -20,9 +20,9 @@ FEATURES: dict[str, Callable[[Numeric], Any]] = {
     "layer_order": lambda numeric: numeric.config.layer_order,
     "scaler": lambda numeric: numeric.config.scaler,
     "training": lambda numeric: numeric.training,
-    "a projection": lambda numeric: numeric.config.projects,
-    "a change of size": lambda numeric: numeric.config.rescales,
-    "a batch of": lambda numeric: numeric.shape[0],
+    "projection": lambda numeric: numeric.config.projects,
+    "change of size": lambda numeric: numeric.config.rescales,
+    "batch size": lambda numeric: numeric.shape[0],
 }
 
 
@@ -57,7 +57,7 @@ def seen(name: str, wrong: Sequence[tuple[Numeric, str]]) -> Iterator[str]:
         kind, mode = _kind(name), "training" if numeric.training else "evaluation"
         yield (
             f"{kind[:1].upper()}{kind[1:]} {words}, as with {numeric.config.call()} in {mode}: "
-            f"in {len(plain)} of {counted(len(wrong), 'example')} in which it is wrong, that tells no layer."
+            f"in {len(plain)} of {counted(len(wrong), 'example')} in which it is wrong, and that tells no layer."
         )
 
 

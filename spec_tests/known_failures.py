@@ -1,9 +1,9 @@
 """Failures that a port's author knows of: a file with a line for each, which a run must match exactly.
 
-    # test id | clause | outcome | message prefix | link
+    # test id | clause | outcome | message prefix | reason
     chapters/test_ch04_values.py::test_law[4.11] | 4.11 | failed | the output: got -0.5 | https://example.org/issues/7
 
-The link, or any other reason, is the author's to write. Five things fail a run: a failure that is not in the file,
+The reason, such as a link, is the author's to write. Five things fail a run: a failure that is not in the file,
 a test in it that passes, another message or clause than the file says, an entry that matches nothing, and an entry
 without a reason.
 """
@@ -23,7 +23,7 @@ from spec_tests.verdict import BROKEN, CONFORMS, NOT_JUDGED, PARTIAL, TestOutcom
 from spec_tests.words import counted
 
 HEADER = (
-    "# test id | clause | outcome | message prefix | link\n# Each line needs a link or another reason at its end.\n"
+    "# test id | clause | outcome | message prefix | reason\n# Each line needs a reason at its end, such as a link.\n"
 )
 OUTCOMES = ("failed", "errored")
 # What is wrong with how a port behaves beside its calls is the failure of no test and no clause. An entry is about one
@@ -43,11 +43,11 @@ class Known:
     clause: str
     outcome: str
     message: str
-    link: str
+    reason: str
     line: int = 0
 
     def __str__(self) -> str:
-        return " | ".join((self.test, self.clause, self.outcome, self.message, self.link)).rstrip()
+        return " | ".join((self.test, self.clause, self.outcome, self.message, self.reason)).rstrip()
 
 
 def _plain(text: str) -> str:
@@ -182,8 +182,10 @@ def compare(entries: Iterable[Known], verdict: Verdict) -> Compared:
         elif not failure.message.startswith(_plain(entry.message)):
             now = f"its message is now {failure.message!r:.200}"
             found.differences.append(f"changed, line {entry.line}: {test}: {now}; the file says {entry.message!r}")
-        elif not entry.link:
-            found.differences.append(f"no reason, line {entry.line}: write a link behind the last '|' of {test}")
+        elif not entry.reason:
+            found.differences.append(
+                f"no reason, line {entry.line}: write one, such as a link, behind the last '|' of {test}"
+            )
         else:
             found.expected[test] = entry
     ran = {outcome.test: outcome for outcome in verdict.outcomes}
@@ -200,8 +202,8 @@ def compare(entries: Iterable[Known], verdict: Verdict) -> Compared:
 def of_tests(verdict: Verdict, tests: Iterable[str], differences: Iterable[str] = ()) -> Compared:
     """What runs made of their file, in a report that only says which tests it knew, and what differed."""
     known = set(tests)
-    link = "known to the run of the report"
-    expected = {failure.test: replace(failure, link=link) for failure in failures(verdict) if failure.test in known}
+    reason = "known to the run of the report"
+    expected = {failure.test: replace(failure, reason=reason) for failure in failures(verdict) if failure.test in known}
     return Compared(expected, list(dict.fromkeys(differences)))
 
 
@@ -272,13 +274,13 @@ def write(path: Path, verdict: Verdict, before: Sequence[Known] = ()) -> int:
         if entry is not None and same and failure.message.startswith(_plain(entry.message)):
             entries[failure.test] = entry
         elif not _advice(failure):
-            link = entry.link if entry is not None else ""
+            reason = entry.reason if entry is not None else ""
             # A line of the block's own code moves when the code above it changes.
             short = _PLACE.split(failure.message)[0][:WRITTEN].rstrip()
             # All messages that showed it, and with the full stop behind them no others.
             if RULE in failure.message:
                 short = f"{failure.message.split(RULE)[0]}."
-            entries[failure.test] = Known(failure.test, failure.clause, failure.outcome, short, link)
+            entries[failure.test] = Known(failure.test, failure.clause, failure.outcome, short, reason)
     ran = {outcome.test for outcome in verdict.outcomes}
     for entry in known.values():
         left_out = verdict.shard or (
@@ -293,4 +295,4 @@ def write(path: Path, verdict: Verdict, before: Sequence[Known] = ()) -> int:
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
-    return sum(not entry.link for entry in entries.values())
+    return sum(not entry.reason for entry in entries.values())

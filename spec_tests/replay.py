@@ -217,7 +217,7 @@ def _judged_reply(
     say("verdict: right" if right else "verdict: wrong")
     say("\n".join(f"  {'' if good else 'WRONG '}{words}" for good, words in found))
     if right and request.metadata["op"] in ("forward", "backward"):
-        say("A failure that comes of the calls before this one shows in a run of its clause only.")
+        say("A failure that is due to earlier calls shows only in a run of its clause.")
     return CONFORMS if right else BROKEN
 
 
@@ -278,7 +278,7 @@ def replay(file: Path, designator: str, timeouts: str) -> int:
     try:
         status = _asked(subject, request, given, message)
         if odd and status == CONFORMS:
-            say("Whether the answer is that to the same message without that, a run compares, and no replay.")
+            say("Only a run, not a replay, compares the answer with that to the same message without it.")
     finally:
         complaints = subject.close()
     for complaint in complaints:

@@ -46,9 +46,11 @@ def database(where: str) -> ExampleDatabase | None:
     if not where:
         return None
     if where.startswith(REDIS):
-        from hypothesis.extra.redis import RedisExampleDatabase
-        from redis import Redis
-
+        try:
+            from hypothesis.extra.redis import RedisExampleDatabase
+            from redis import Redis
+        except ImportError as error:
+            raise ImportError("the Redis client is not installed: pip install 'mdnc-spec[redis]'") from error
         client = Redis.from_url(where)
         client.ping()
         return RedisExampleDatabase(client, key_prefix=PREFIX)

@@ -68,7 +68,7 @@ def test_what_no_rule_explains_is_described() -> None:
     assert found.explanations == ()
     text = "\n".join(found.lines())
     assert "No known mistake" in text
-    assert "Wrong only with a batch of = 3." in text
+    assert "Wrong only with batch size = 3." in text
     assert "behaves exactly like" not in text
 
 
@@ -112,7 +112,7 @@ def test_an_output_without_numbers_blames_no_layer(block: type[RuleBlock], sente
     subject.block = block
     found = diagnose(subject, SECONDS, first=24)
     assert found.explanations == ()
-    assert found.where[-1] == f"{sentence}examples in which it is wrong, that tells no layer."
+    assert found.where[-1] == f"{sentence}examples in which it is wrong, and that tells no layer."
     assert "leaves the bound" not in "\n".join(found.where)
 
 

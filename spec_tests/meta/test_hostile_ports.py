@@ -100,11 +100,11 @@ CASES = {
     "exits-0-at-start": no_start("did not say hello; the port failed: it exited with status 0 instead of a reply"),
     "exits-1-at-start": no_start("did not say hello; the port failed: it exited with status 1 instead of a reply"),
     "is-killed-at-start": no_start("it was killed by SIGSEGV instead of a reply"),
-    "says-hello-without-modes": no_start("says in its hello nothing of modes"),
-    "says-protocol-2": no_start("says in its hello protocol='2'; allowed are 1"),
-    "offers-an-unknown-op": no_start("says in its hello ops='describe,forward,sing'", "allowed are also backward"),
+    "says-hello-without-modes": no_start("answers hello wrongly: modes missing"),
+    "says-protocol-2": no_start("answers hello wrongly: protocol='2'; allowed are 1"),
+    "offers-an-unknown-op": no_start("answers hello wrongly: ops='describe,forward,sing'", "allowed are also backward"),
     "refuses-hello": no_start(
-        "says in its hello the status 'error', not 'ok': no licence \N{REPLACEMENT CHARACTER}[31m"
+        "answers hello wrongly: the status 'error', not 'ok': no licence \N{REPLACEMENT CHARACTER}[31m"
     ),
     "exits-0-in-a-call": call("the port failed: it exited with status 0 instead of a reply"),
     "exits-1-in-a-call": call("the port failed: it exited with status 1 instead of a reply"),

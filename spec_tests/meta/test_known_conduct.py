@@ -42,14 +42,14 @@ def test_an_entry_pins_the_messages_that_showed_it(tmp_path: Path) -> None:
     assert [entry.message for entry in read(path)] == [
         "arguments: cfg.in_planes='0x10': ok; due is invalid_input; 1 more: cfg.stride='+3'."
     ]
-    entry = replace(read(path)[0], link="mine")
+    entry = replace(read(path)[0], reason="mine")
     assert compare([entry], verdict(WORSE)).expected
     [changed] = compare([entry], verdict(OTHER)).differences
     assert changed.startswith("changed, line 3: conduct:arguments: its message is now \"arguments: cfg.in_planes='+3'")
     fewer = replace(WORSE, more=[])
     write(path, verdict(fewer))
-    assert not compare([replace(read(path)[0], link="mine")], verdict(fewer)).differences
-    assert compare([replace(read(path)[0], link="mine")], verdict(WORSE)).differences
+    assert not compare([replace(read(path)[0], reason="mine")], verdict(fewer)).differences
+    assert compare([replace(read(path)[0], reason="mine")], verdict(WORSE)).differences
     write(path, verdict(CRASHED))
     assert [entry.message for entry in read(path)] == ["arguments: cfg.in_planes='': it died; due is x."]
 

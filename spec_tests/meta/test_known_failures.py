@@ -37,9 +37,9 @@ def verdict(*outcomes: Outcome, selected: tuple[str, ...] = (), **facts: object)
 
 
 def known(
-    test: str = "t::a", clause: str = "4.2", kind: str = "failed", message: str = "the output: 0", link: str = LINK
+    test: str = "t::a", clause: str = "4.2", kind: str = "failed", message: str = "the output: 0", reason: str = LINK
 ) -> Known:
-    return Known(test, clause, kind, message, link, 3)
+    return Known(test, clause, kind, message, reason, 3)
 
 
 GOOD = outcome("t::good", "1.1")
@@ -106,9 +106,14 @@ def test_a_line_of_code_is_no_part_of_what_is_written(tmp_path: Path) -> None:
             ["matches nothing, line 3: t::lost is unsupported, for the feature"],
         ),
         # An entry without a reason.
-        (verdict(GOOD, BAD), [known(link="")], 1, ["no reason, line 3: write a link behind the last '|' of t::a"]),
+        (
+            verdict(GOOD, BAD),
+            [known(reason="")],
+            1,
+            ["no reason, line 3: write one, such as a link, behind the last '|' of t::a"],
+        ),
         # Several at once.
-        (verdict(GOOD, BAD), [known(link=""), known("t::good", "1.1")], 1, ["no reason", "unexpected pass"]),
+        (verdict(GOOD, BAD), [known(reason=""), known("t::good", "1.1")], 1, ["no reason", "unexpected pass"]),
         # What the run left out, and what it did not come to.
         (verdict(GOOD, selected=("1.1",)), [known()], 0, []),
         (verdict(GOOD, selected=("1.1", "4.2"), stopped=True), [known()], 3, None),
@@ -177,7 +182,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert write(path, found) == 3
     entries = read(path)
     assert [entry.test for entry in entries] == ["t::a", "t::e", CONDUCT]
-    assert all(not entry.link for entry in entries)
+    assert all(not entry.reason for entry in entries)
     differences = compare(entries, found).differences
     assert len(differences) == 3
     assert all(difference.startswith("no reason, line ") for difference in differences)
@@ -204,9 +209,9 @@ def test_writing_again_keeps_what_was_said(tmp_path: Path) -> None:
     assert update(path, found) == f"{path} is written"
     again = {entry.test: entry for entry in read(path)}
     assert set(again) == {"t::a", "t::b", "t::c"}
-    assert (again["t::a"].message, again["t::a"].link) == ("the output", LINK)
-    assert again["t::b"].link == f"{LINK}2"
-    assert (again["t::c"].message, again["t::c"].link) == ("the output: 0.0 at [0]", f"{LINK}4")
+    assert (again["t::a"].message, again["t::a"].reason) == ("the output", LINK)
+    assert again["t::b"].reason == f"{LINK}2"
+    assert (again["t::c"].message, again["t::c"].reason) == ("the output: 0.0 at [0]", f"{LINK}4")
     path.write_text(path.read_text(encoding="utf-8") + f"{known(CONDUCT, CONDUCT)}\n", encoding="utf-8")
     update(path, verdict(GOOD, selected=("1.1", "4.2", "4.3"), shard=True))
     assert {entry.test for entry in read(path)} == {"t::a", "t::b", "t::c", CONDUCT}
@@ -291,7 +296,7 @@ def test_runs(tmp_path: Path) -> None:
     assert ended.out.rstrip().endswith(f"{path} is written; 1 line without a reason at the end")
     ended = mdnc_spec(*judged("has-zeros", *listed), cwd=tmp_path)
     assert ended.status == 1
-    assert "KNOWN FAILURES no reason, line 3: write a link behind the last '|' of chapters/" in ended.out
+    assert "KNOWN FAILURES no reason, line 3: write one, such as a link, behind the last '|' of chapters/" in ended.out
     path.write_text(path.read_text(encoding="utf-8").rstrip() + f" {LINK}\n", encoding="utf-8")
     runs = [
         judged("has-zeros", *listed),

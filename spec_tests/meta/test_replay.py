@@ -355,7 +355,7 @@ def test_subjects_that_answer_no_requests(tmp_path: Path, capsys: pytest.Capture
     for subject, flags, words in (
         ("py:mdnc.modules.resnet:BlockBottleneck2d", (), "answers no requests; allowed is 'cmd:./port --flag'"),
         ("cmd:./no-such-port", (), "cannot be started"),
-        (port("says-protocol-2"), (), "says in its hello protocol='2'"),
+        (port("says-protocol-2"), (), "answers hello wrongly: protocol='2'"),
         (port("", "--modes", "eval"), (), "the port does not offer train"),
         (port("", "--ops", "describe,forward"), ("backward",), "the port does not offer backward"),
     ):

@@ -32,10 +32,10 @@ class Rules:
 
     # ------------------------------------------------------------------ norm
     eps: float = _rule(1e-5, "4.5", "ε of every norm", {**_EPS, 0.0: "a hand-written norm"})
-    eps_conv1: float | None = _rule(None, "4.5", "ε of conv1's norm, None for `eps`", _EPS)
-    eps_conv2: float | None = _rule(None, "4.5", "ε of conv2's norm, None for `eps`", _EPS)
-    eps_conv3: float | None = _rule(None, "4.5", "ε of conv3's norm, None for `eps`", _EPS)
-    eps_in_node: float | None = _rule(None, "4.5", "ε of the projection's norm, None for `eps`", _EPS)
+    eps_conv1: float | None = _rule(None, "4.5", "ε of conv1's norm, None: as `eps`", _EPS)
+    eps_conv2: float | None = _rule(None, "4.5", "ε of conv2's norm, None: as `eps`", _EPS)
+    eps_conv3: float | None = _rule(None, "4.5", "ε of conv3's norm, None: as `eps`", _EPS)
+    eps_in_node: float | None = _rule(None, "4.5", "ε of the projection's norm, None: as `eps`", _EPS)
     eps_placement: str = _rule("inside", "4.5", "√(σ² + ε)", {"outside": "√σ² + ε, hand-written norms"})
     normalizing_variance: str = _rule(
         "biased", "4.6", "the variance that normalizes", {"unbiased": "torch.var and ddof=1 in a hand-written norm"}
@@ -247,10 +247,10 @@ class Rules:
         "corners", "4.14", "the interpolation of both branches", {**_INTERPOLATION, "bicubic": "mode='bicubic'"}
     )
     residual_interpolation: str | None = _rule(
-        None, "4.14", "the interpolation of conv2, None for `interpolation`", _INTERPOLATION
+        None, "4.14", "the interpolation of conv2, None: as `interpolation`", _INTERPOLATION
     )
     shortcut_interpolation: str | None = _rule(
-        None, "4.14", "the interpolation of the projection, None for `interpolation`", _INTERPOLATION
+        None, "4.14", "the interpolation of the projection, None: as `interpolation`", _INTERPOLATION
     )
 
     # ------------------------------------------------------------------ gradients

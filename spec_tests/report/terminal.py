@@ -24,10 +24,10 @@ _TROUBLE = {
     "failed": "broken",
     "errored": "not judged",
     "unreached": "not judged",
-    "unsure": "not judged for a failure before them",
+    "unsure": "cut short by a failure",
     "unsupported": "unsupported",
-    "vacuous": "of which no example says anything",
-    "inapplicable": "not of this kind of subject",
+    "vacuous": "about which no example says anything",
+    "inapplicable": "not for this kind of subject",
     "interrupted": "not reached",
     "open": "without a test yet",
     "deselected": "not selected",
@@ -237,7 +237,7 @@ def show(
         told_parts = "; ".join(f"{words}: {', '.join(found)}" for words, found in parts.items() if found)
         console.print(Text(f"UNSUPPORTED {feature!r}, {told_parts}", "yellow"), soft_wrap=True)
     for entry in expected.values():
-        text = f"KNOWN {entry.clause} {entry.test}: {entry.message} ({entry.link})"
+        text = f"KNOWN {entry.clause} {entry.test}: {entry.message} ({entry.reason})"
         console.print(Text(hanging(text), "yellow"), soft_wrap=True)
     for difference in known.differences if known is not None else ():
         console.print(Text(f"KNOWN FAILURES {hanging(difference)}", "bold red"), soft_wrap=True)

@@ -29,7 +29,7 @@ def check_designator(designator: str) -> tuple[str, list[str]]:
             return scheme, words
     module, _, name = rest.partition(":")
     if scheme != "py" or not all(part.isidentifier() for part in [*module.split("."), *name.split(".")]):
-        raise ValueError(f"--subject {designator!r} is no designator; allowed is {ALLOWED}")
+        raise ValueError(f"{designator!r} is no designator; allowed is {ALLOWED}")
     return scheme, [module, name]
 
 

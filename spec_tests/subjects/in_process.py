@@ -244,8 +244,10 @@ class TorchBlock(Block):
         self._load(state, assign=True)
 
     def _load(self, state: Mapping[str, Array], **how: bool) -> None:
-        tensors = OrderedDict((name, torch.from_numpy(np.array(value))) for name, value in state.items())
+        given = {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
         with translated(self.code):
+            # Assigned tensors stay where they are.
+            tensors = OrderedDict((name, tensor.to(self.device)) for name, tensor in given.items())
             # The versions that torch writes into a state: without them it takes the state for one of a release
             # before 0.4.1 and makes up a missing counter.
             tensors._metadata = getattr(self.module.state_dict(), "_metadata", {})  # type: ignore[attr-defined]

@@ -46,7 +46,8 @@ class Timeouts:
             except ValueError:
                 seconds = 0.0
             if name not in allowed or not 0 < seconds < 86400:
-                raise ValueError(f"{part!r} must be one of {', '.join(allowed)}, '=', and seconds above 0")
+                names = ", ".join(allowed)
+                raise ValueError(f"{part!r} must be NAME=SECONDS, NAME one of {names}, SECONDS above 0 and below 86400")
             found[name] = seconds
         return cls(**found)
 
@@ -252,7 +253,7 @@ class Process:
         """How it ended, for a process whose output has."""
         status = self._wait(TERMINATE_SECONDS)
         how = "closed its standard output and went on" if status is None else _how(status)
-        return f"it {how}" + (f", after {_quoted(received)} of a reply" if received else " instead of a reply")
+        return f"it {how}" + (f", after only {_quoted(received)} of a reply" if received else " instead of a reply")
 
     def _failure(self, kind: str, message: str) -> PortError:
         self.kill()

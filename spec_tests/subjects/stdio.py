@@ -293,7 +293,7 @@ class StdioSubject(Subject):
         fault = complaint(header.metadata)
         if fault:
             self._forget()
-            raise self._no_start(f"says in its hello {shown(fault)}")
+            raise self._no_start(f"answers hello wrongly: {shown(fault)}")
         self._failed_starts = 0
         self.hello = self.hello or header.metadata
         return process
@@ -364,7 +364,7 @@ def complaint(hello: Mapping[str, str]) -> str:
         return f"the status {hello.get('status')!r:.80}, not 'ok': {hello.get('message', '')}"
     missing = [key for key in _HELLO if key not in hello]
     if missing:
-        return f"nothing of {', '.join(missing)}"
+        return f"{', '.join(missing)} missing"
     for key, (due, more) in _LISTS.items():
         said = set(hello[key].split(","))
         if not due <= said or not said <= due | more:
