@@ -12,6 +12,8 @@ from spec_tests import __version__, known_failures
 from spec_tests.clauses import select
 from spec_tests.verdict import NOT_JUDGED
 
+# How the address of a Redis server begins.
+REDIS = ("redis://", "rediss://", "unix://")
 RUN_HELP = """\
 examples:
   mdnc-spec run --subject py:mdnc.modules.resnet:BlockBottleneck2d
@@ -116,7 +118,12 @@ def _budget(text: str) -> float:
 def _database(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("it must be a folder, or the address of a Redis server, redis://host:port/0")
-    return text if "://" in text else str(Path(text).absolute())
+    if "://" not in text:
+        return str(Path(text).absolute())
+    if not text.startswith(REDIS):
+        allowed = " or ".join(REDIS)
+        raise argparse.ArgumentTypeError(f"{text!r} must be a folder, or an address that begins with {allowed}")
+    return text
 
 
 def _known_failures(command: argparse.ArgumentParser) -> None:

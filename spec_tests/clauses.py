@@ -8,6 +8,8 @@ from functools import cache
 from pathlib import Path
 
 SPEC = Path(__file__).with_name("SPEC.md")
+# The chapters whose numbers the oracle judges.
+NUMERIC = (4, 5, 6, 9)
 LEVELS = ("MUST", "SHOULD")
 _CHAPTER = re.compile(r"## (\d+) (.+)")
 _CLAUSE = re.compile(r"- \*\*(\d+\.\d+)\*\* (\w+): (.+)")

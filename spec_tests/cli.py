@@ -15,9 +15,9 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from spec_tests import known_failures
-from spec_tests.arguments import parser
-from spec_tests.clauses import all_chapters, all_clauses, select
+from spec_tests import chapter_run, known_failures
+from spec_tests.arguments import REDIS, parser
+from spec_tests.clauses import NUMERIC, all_chapters, all_clauses, select
 from spec_tests.signals import interrupt_once
 from spec_tests.streams import UNTOLD, drop_output, open_streams, printing, say
 from spec_tests.verdict import BROKEN, CONFORMS, INTERRUPTED, NOT_JUDGED, Verdict
@@ -28,10 +28,6 @@ if TYPE_CHECKING:
 
     from spec_tests.diagnosis import Diagnosis
     from spec_tests.report.model import Diagnosed, Report
-
-PACKAGE = Path(__file__).parent
-# Those that the oracle judges.
-NUMERIC_CHAPTERS = (4, 5, 6, 9)
 
 
 def _list(wanted: str | None) -> int:
@@ -50,12 +46,9 @@ def _list(wanted: str | None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    _one_thread()
-    # Read before pytest and Hypothesis are imported: nothing of the user's own set-up leaks in, and
-    # nothing is written into the user's directory.
-    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-    for name in ("PYTEST_ADDOPTS", "PYTEST_PLUGINS"):
-        os.environ.pop(name, None)
+    # Before pytest and Hypothesis are imported. Nothing is written into the user's directory.
+    chapter_run.one_thread()
+    chapter_run.ignore_own_setup()
     with tempfile.TemporaryDirectory(prefix="mdnc-spec-") as scratch:
         os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = scratch
         return _judge(options)
@@ -81,7 +74,7 @@ def _judge(options: argparse.Namespace) -> int:
 
     started, clock = now(), monotonic()
     try:
-        if options.database and not options.database.startswith(seeding.REDIS):
+        if options.database and not options.database.startswith(REDIS):
             check_writable(Path(options.database))
         seeding.database(options.database or "")
     except Exception as error:  # whatever the client of a database raises
@@ -97,13 +90,9 @@ def _judge(options: argparse.Namespace) -> int:
     seed = plugin.resolve_seed(options.profile, options.seed, options.budget is not None)
     console = Console(highlight=False)
     arguments = [
-        # By module name: pytest takes no path with brackets in it.
-        *("--pyargs", "spec_tests.chapters"),
-        *("-c", str(PACKAGE / "suite.ini"), "--rootdir", str(PACKAGE)),
-        *("-p", "spec_tests.plugin", "-p", "no:cacheprovider"),
-        *("-p", "no:terminalreporter", "-p", "no:unraisableexception", "-p", "no:logging"),
+        *(*chapter_run.arguments(), "-p", "no:logging"),
         *("--timeout", options.timeout, "--device", options.device, "--requests", _requests(options.requests)),
-        *("-q", "--assert=plain", "--subject", options.subject, "--database", options.database or ""),
+        *("--subject", options.subject, "--database", options.database or ""),
     ]
     if seed is not None:
         with printing():
@@ -128,15 +117,16 @@ def _judge(options: argparse.Namespace) -> int:
     with live.progress:
         if options.budget is not None and seed is not None:
             plugins = (live, collector)
-            ended, rounds = campaign.run(arguments, plugins, collector, options.profile, seed, options.budget)
+            known = {entry.test for entry in options.known_failures or ()}
+            ended, rounds = campaign.run(arguments, plugins, collector, options.profile, seed, options.budget, known)
             with printing():
                 console.print(rounds)
         else:
             chosen = ["--profile", options.profile, *(["--seed", str(seed)] if seed is not None else [])]
             ended = pytest.main([*arguments, *chosen], plugins=[live, collector])
     verdict = collector.verdict
-    known = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
-    if ended not in known and not (verdict.interrupted or verdict.stopped or verdict.troubles):
+    usual = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
+    if ended not in usual and not (verdict.interrupted or verdict.stopped or verdict.troubles):
         verdict.troubles.append(f"pytest ended with {ended!r}")
     entries = options.known_failures
     compared = known_failures.compare(entries, verdict) if entries is not None else None
@@ -185,19 +175,13 @@ def _note_known_failures(options: argparse.Namespace, verdict: Verdict, console:
             console.print(told, markup=False, soft_wrap=True)
 
 
-def _one_thread() -> None:
-    """One thread for each process: the tensors are small, and threads would only wait for each other."""
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(name, "1")
-
-
 def _explained(options: argparse.Namespace, verdict: Verdict) -> Diagnosed:
     """The diagnosis of a subject whose numbers break a clause."""
     from dataclasses import fields
 
     from spec_tests.report.model import Diagnosed
 
-    numeric = {c for c in verdict.broken() if all_clauses()[c].chapter in NUMERIC_CHAPTERS}
+    numeric = {c for c in verdict.broken() if all_clauses()[c].chapter in NUMERIC}
     if not numeric or verdict.interrupted:
         return Diagnosed()
     from spec_tests.diagnosis import SECONDS, diagnose_designator
@@ -225,7 +209,7 @@ def _diagnose(options: argparse.Namespace) -> int:
     from spec_tests.diagnosis import diagnose_designator
     from spec_tests.subjects.base import SubjectError
 
-    _one_thread()
+    chapter_run.one_thread()
     sys.path.insert(0, str(Path.cwd()))
     try:
         diagnosis = diagnose_designator(options.subject, options.timeout, options.seconds, options.device)

@@ -40,7 +40,7 @@ class Collector:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         data: dict[str, Any] | None = getattr(report, "mdnc_spec", None)
         if data is not None:
-            self.verdict.outcomes.append(TestOutcome.from_json(data))
+            self.verdict.add(TestOutcome.from_json(data))
         news: dict[str, Any] = getattr(report, "mdnc_spec_run", {})
         self.scope(*news.get("scope", ((), ())))
         self.verdict.subject.update(news.get("subject", {}))

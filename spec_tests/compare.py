@@ -17,6 +17,10 @@ from spec_tests.subjects.base import IN_PROCESS, REFUSALS, Array, Crashed, Refus
 
 T = TypeVar("T")
 
+# Words of failures by which others tell what kind of failure it is.
+CALL, TAKEN = "a call that must succeed", "no refusal"
+NO_ERROR, OUTPUT = "no error", "an output of shape"
+
 # How often each clause was checked since the counter was last cleared; the plugin reads it.
 REACHED: Counter[str] = Counter()
 # How often a numeric example of each clause was vacuous, and the largest error in units of its bound.
@@ -62,7 +66,7 @@ def focused(items: Iterable[T], name: str = "") -> Iterator[T]:
     elif SAMPLE_STEP[0] > 1:
         # Another sample each time, so that all items come up, and never an empty one.
         _TURN[0] += 1
-        numbered = numbered[_TURN[0] % min(SAMPLE_STEP[0], len(numbered)) :: SAMPLE_STEP[0]]
+        numbered = numbered[_TURN[0] % max(1, min(SAMPLE_STEP[0], len(numbered))) :: SAMPLE_STEP[0]]
     for index, item in numbered:
         _AT[name] = index
         yield item
@@ -136,9 +140,9 @@ class NonConformance(AssertionError):
         return (AssertionError, (str(self),))
 
 
-def _short(value: Any, limit: int = 400) -> str:
+def _short(value: Any) -> str:
     text = value if isinstance(value, str) else repr(value)
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+    return text if len(text) <= 400 else f"{text[:399]}…"
 
 
 def holds(clause: str, what: str, condition: bool, got: Any, expected: Any, example: Example) -> None:
@@ -214,7 +218,7 @@ def taken(clause: str, what: str, example: Example) -> Iterator[None]:
         yield
     except Refused as refusal:
         raise NonConformance(
-            clause, what, _short(f"refused: {refusal.message}") + refusal.where, "no refusal", example
+            clause, what, _short(f"refused: {refusal.message}") + refusal.where, TAKEN, example
         ) from None
 
 
@@ -236,5 +240,5 @@ def refused(
         got = _short(crash.error)
     else:
         shown = getattr(result, "shape", None)
-        got = f"an output of shape {tuple(shown)}" if shown is not None else "no error"
+        got = f"{OUTPUT} {tuple(shown)}" if shown is not None else NO_ERROR
     raise NonConformance(clauses[0], what, got, REFUSAL[kind], example) from None

@@ -307,7 +307,8 @@ def render_call(arguments: Mapping[str, Any], name: str = "BlockBottleneck2d") -
     for key, value in arguments.items():
         if key in DEFAULTS and repr(value) == repr(DEFAULTS[key]):
             continue
-        is_plain_pair = isinstance(value, tuple) and len(value) == 2 and all(type(n) is int for n in value)
+        may_be_pair = not key.endswith("planes") and isinstance(value, tuple) and len(value) == 2
+        is_plain_pair = may_be_pair and all(type(n) is int for n in value)
         shown = value[0] if is_plain_pair and value[0] == value[1] else value
         by_position = (len(parts), key) in ((0, "in_planes"), (1, "out_planes"))
         parts.append(repr(shown) if by_position else f"{key}={shown!r}")

@@ -142,8 +142,8 @@ def draw_input(
     return representable(value, form)
 
 
-def draw_case(rng: np.random.Generator, largest: int = 8) -> tuple[BlockConfig, tuple[int, int, int, int]]:
-    """A configuration and a shape that it takes in training and evaluation; H and W at most `largest`."""
+def draw_case(rng: np.random.Generator) -> tuple[BlockConfig, tuple[int, int, int, int]]:
+    """A configuration and a shape (N, C, H, W) that it takes in training and evaluation; H and W at most 8."""
     while True:
         scaler = str(rng.choice(SCALERS))
         kernel = tuple(int(n) for n in rng.choice([1, 2, 3, 3, 3, 4, 5], 2))
@@ -154,7 +154,7 @@ def draw_case(rng: np.random.Generator, largest: int = 8) -> tuple[BlockConfig, 
             kernel_size=kernel,  # type: ignore[arg-type]
             stride=tuple(int(n) for n in rng.choice([1, 1, 2, 2, 3], 2)) if rng.random() < 0.6 else (1, 1),  # type: ignore[arg-type]
             padding=odd,  # type: ignore[arg-type]
-            output_size=tuple(int(n) for n in rng.integers(2, largest + 3, 2))  # type: ignore[arg-type]
+            output_size=tuple(int(n) for n in rng.integers(2, 11, 2))  # type: ignore[arg-type]
             if scaler == "up" and rng.random() < 0.5
             else None,
             normalizer=str(rng.choice(NORMALIZERS, p=[0.3, 0.2, 0.35, 0.15])),
@@ -164,7 +164,7 @@ def draw_case(rng: np.random.Generator, largest: int = 8) -> tuple[BlockConfig, 
         )
         if rng.random() < 0.3:
             config = BlockConfig(**{**config.arguments(), "out_planes": config.in_planes})
-        height, width = (int(n) for n in rng.integers(1, largest + 1, 2))
+        height, width = (int(n) for n in rng.integers(1, 9, 2))
         shape = (int(rng.integers(1, 4)), config.in_planes, height, width)
         if config.takes(shape):
             return config, shape

@@ -185,8 +185,10 @@ def arithmetic(name: str) -> Iterator[None]:
     """Judge float32 numbers by another arithmetic, as long as it lasts: ``"float32"`` or ``"tf32"``."""
     before = ARITHMETIC["float32"]
     ARITHMETIC["float32"] = {"float32": FLOAT32, "tf32": TF32}[name]
-    yield
-    ARITHMETIC["float32"] = before
+    try:
+        yield
+    finally:
+        ARITHMETIC["float32"] = before
 
 
 def inspect(
@@ -226,7 +228,8 @@ def count(clause: str, verdicts: Sequence[Verdict]) -> None:
     """Count one example: a check if any of its tensors says something, else a vacuous example."""
     informative = [verdict.ratio for verdict in verdicts if not verdict.vacuous]
     if not informative:
-        compare.VACUOUS[clause] += 1 if verdicts else 0
+        if verdicts:
+            compare.VACUOUS[clause] += 1
         return
     compare.REACHED[clause] += 1
     compare.RATIO[clause] = max(compare.RATIO.get(clause, 0.0), *informative)

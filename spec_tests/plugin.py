@@ -28,7 +28,6 @@ from spec_tests.verdict import Failure, TestOutcome
 CHAPTERS = Path(__file__).with_name("chapters")
 MISSING: pytest.StashKey[str] = pytest.StashKey()
 ABSENT: pytest.StashKey[bool] = pytest.StashKey()
-REQUEST: pytest.StashKey[str] = pytest.StashKey()
 REACHED: pytest.StashKey[dict[str, int]] = pytest.StashKey()
 VACUOUS: pytest.StashKey[dict[str, int]] = pytest.StashKey()
 RATIO: pytest.StashKey[dict[str, float]] = pytest.StashKey()
@@ -231,7 +230,7 @@ def thin(request: pytest.FixtureRequest) -> Thin:
 
     def sample(items: Iterable[T]) -> Iterator[T]:
         found = list(items)
-        begin = zlib.crc32(request.node.name.encode()) % min(step, len(found))
+        begin = zlib.crc32(request.node.name.encode()) % max(1, min(step, len(found)))
         return iter(found[begin::step])
 
     return sample if step > 1 else iter
@@ -295,7 +294,7 @@ def _failure(item: pytest.Item, error: BaseException) -> tuple[str, Failure]:
         return "failed", _nonconformance(error)
     if isinstance(error, (Refused, Crashed)):
         got = error.message + error.where if isinstance(error, Refused) else error.error
-        return "failed", Failure(clause, "a call that must succeed", got, "a result", error.doing)
+        return "failed", Failure(clause, compare.CALL, got, "a result", error.doing)
     if isinstance(error, AtOnce):
         return _failure(item, error.error)
     if isinstance(error, SubjectError):

@@ -14,7 +14,8 @@ from typing import Any
 import hypothesis
 from hypothesis.database import DirectoryBasedExampleDatabase, ExampleDatabase
 
-REDIS = ("redis://", "rediss://", "unix://")
+from spec_tests.arguments import REDIS
+
 PREFIX = b"mdnc-spec:"
 
 

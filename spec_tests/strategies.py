@@ -42,8 +42,10 @@ _SIZES = [Sizes()]
 def sizes(chosen: Sizes) -> Iterator[None]:
     """Draw cases of these sizes, as long as it lasts."""
     before, _SIZES[0] = _SIZES[0], chosen
-    yield
-    _SIZES[0] = before
+    try:
+        yield
+    finally:
+        _SIZES[0] = before
 
 
 class Case(NamedTuple):

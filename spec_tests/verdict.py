@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from spec_tests.clauses import all_clauses, sort_key
@@ -68,6 +68,30 @@ class TestOutcome:
             found.append(shlex.join(["mdnc-spec", "replay", self.request, "--subject", subject]))
         return found
 
+    @property
+    def advice(self) -> bool:
+        """Whether it failed, and by a SHOULD clause."""
+        return self.failure is not None and bool(self.failure.clause) and self.level == "SHOULD"
+
+    @property
+    def level(self) -> str:
+        """That of the clause that it broke, if any."""
+        return all_clauses()[self.failure.clause].level if self.failure and self.failure.clause else ""
+
+    def and_again(self, later: TestOutcome) -> TestOutcome:
+        """Add another run of this test: what was counted adds up, and of two failures the first is told."""
+        rank = {"errored": 2, "failed": 1}
+        worst = later if rank.get(later.status, 0) > rank.get(self.status, 0) else self
+        ratio = {c: max(self.ratio.get(c, 0.0), later.ratio.get(c, 0.0)) for c in (*self.ratio, *later.ratio)}
+        return replace(
+            worst,
+            reached=dict(Counter(self.reached) + Counter(later.reached)),
+            vacuous=dict(Counter(self.vacuous) + Counter(later.vacuous)),
+            ratio=ratio,
+            strict=(self.strict[0] + later.strict[0], self.strict[1] + later.strict[1]),
+            seconds=self.seconds + later.seconds,
+        )
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -91,7 +115,7 @@ class Verdict:
     selected: frozenset[str] = frozenset()
     interrupted: bool = False
     troubles: list[str] = field(default_factory=list)
-    # What was wrong with how the subject ended: no clause says it, PROTOCOL.md does.
+    # What was wrong with how the subject behaved beside its calls: no clause says it, PROTOCOL.md does.
     conduct: list[str] = field(default_factory=list)
     # The rules of it on which everything was asked.
     conduct_judged: frozenset[str] = frozenset()
@@ -101,6 +125,14 @@ class Verdict:
     stopped: bool = False
     # What the subject says of itself: its arithmetic, modes and features.
     subject: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, outcome: TestOutcome) -> None:
+        """Take the outcome of one more test, or of one that ran before, with other examples."""
+        for place, known in enumerate(self.outcomes):
+            if known.test == outcome.test:
+                self.outcomes[place] = known.and_again(outcome)
+                return
+        self.outcomes.append(outcome)
 
     def failures(self) -> list[TestOutcome]:
         """Failed tests, in the order of their broken clauses."""
@@ -157,7 +189,7 @@ class Verdict:
         bounds of its arithmetic are so wide that no example said anything.
         """
         broken = {o.failure.clause for o in self.failures() if o.failure}
-        vacuous = {c for o in self.outcomes for c in o.vacuous}
+        vacuous = {c for o in self.outcomes for c, number in o.vacuous.items() if number}
         # Its test may cite clauses that were not asked for.
         unsure = {c for o in self.errors() for c in o.clauses if c in self.selected or not self.selected}
         unsupported = {c for clauses in self.unsupported().values() for c in clauses}

@@ -8,21 +8,24 @@ scale: how the cost of a run grows, and where its time goes.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 # Small tensors: more threads than one only wait for each other. Read when NumPy and torch are imported.
-for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(name, "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from spec_tests import chapter_run
+
+chapter_run.one_thread()
 
 from tools import command_line  # noqa: E402 -- the threads come first
 
 
 def run_reference(options: argparse.Namespace) -> int:
     if options.device:
+        if options.rounds or options.control:
+            print("--rounds and --control are not for --device, which times in another way", file=sys.stderr)
+            return 2
         from tools import benchmark_device
 
         return benchmark_device.run(options)

@@ -17,13 +17,13 @@ from rich.table import Table
 from torch.utils import benchmark
 
 from mdnc.modules.resnet import BlockBottleneck2d
+from spec_tests.enumeration import DOCUMENTED
 
 Shape = tuple[int, int, int, int]
 Block = Callable[[torch.Tensor], torch.Tensor]
 # The documented blocks, and one from the middle of a network: arguments, and the shape of the input.
 CASES: dict[str, tuple[dict[str, Any], Shape]] = {
-    "documented, down": ({"in_planes": 16, "out_planes": 32, "stride": (1, 2)}, (64, 16, 4, 255)),
-    "documented, up": ({"in_planes": 32, "out_planes": 16, "stride": (1, 2), "scaler": "up"}, (64, 32, 4, 128)),
+    **{f"documented, {which}": (config.arguments(), (64, *size)) for which, (config, size, _) in DOCUMENTED.items()},
     "batch, identity": ({"in_planes": 64, "out_planes": 64, "normalizer": "batch"}, (16, 64, 56, 56)),
 }
 
@@ -66,6 +66,10 @@ def run(options: argparse.Namespace) -> int:
         reason = str(error).splitlines()[0]
         print(f"--device {options.device} cannot be used by torch {torch.__version__}: {reason}", file=sys.stderr)
         return 2
+    cases = {name: case for name, case in CASES.items() if not options.match or options.match in name}
+    if not cases:
+        print(f"--match {options.match!r} is in no block's name: {'; '.join(CASES)}", file=sys.stderr)
+        return 2
     torch.set_num_threads(options.threads)
     name = torch.cuda.get_device_name(options.device) if options.device.startswith("cuda") else "CPU"
     table = Table(
@@ -76,9 +80,7 @@ def run(options: argparse.Namespace) -> int:
         table.add_column(heading, justify="left" if heading in ("block", "way") else "right")
     least = 0.1 if options.quick else 1.0
     with console.status("") as status:
-        for case, (arguments, shape) in CASES.items():
-            if options.match and options.match not in case:
-                continue
+        for case, (arguments, shape) in cases.items():
             base: dict[bool, float] = {}
             expected = None
             for way, (block, x) in variants(arguments, shape, options.device).items():

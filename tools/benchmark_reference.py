@@ -342,13 +342,16 @@ def output_bytes(case: Case) -> int:
 def run(options: argparse.Namespace) -> int:
     """Print both tables; 1 if a judged ratio exceeds the bar or a step needs too much memory."""
     console = Console(width=None if sys.stdout.isatty() else 120)
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    torch.set_num_threads(options.threads)
     keep_memory()
     rounds = options.rounds or (15 if options.quick else 40)
     least_s = 0.005 if options.quick else 0.02
     threads = torch.get_num_threads()
     cases = [case for case in CASES if not options.match or options.match in case.name]
+    if not cases:
+        names = ", ".join(case.name for case in CASES)
+        print(f"--match {options.match!r} is in no configuration's name: {names}", file=sys.stderr)
+        return 2
     for case in cases:
         require_equal(case)
 

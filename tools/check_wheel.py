@@ -20,10 +20,14 @@ from tools import command_line
 ROOT = Path(__file__).resolve().parent.parent
 
 
+# What builds and runs leave beside the sources.
+MADE = {"__pycache__", ".pyc", "node_modules", "target", "build"}
+
+
 def problems(names: set[str]) -> list[str]:
     """What is missing from, or too much in, a wheel of these files."""
-    due = {str(p.relative_to(ROOT)) for package in ("mdnc", "spec_tests") for p in (ROOT / package).rglob("*.py")}
-    due |= {"mdnc/py.typed", "spec_tests/py.typed", "spec_tests/SPEC.md", "spec_tests/suite.ini"}
+    sources = [p for package in ("mdnc", "spec_tests") for p in (ROOT / package).rglob("*") if p.is_file()]
+    due = {p.relative_to(ROOT).as_posix() for p in sources if not MADE & {*p.parts, p.suffix}}
     golden = [p for p in (ROOT / "golden").rglob("*") if p.is_file()]
     due |= {"spec_tests/_golden/" + p.relative_to(ROOT / "golden").as_posix() for p in golden}
     found = [f"missing {name}" for name in sorted(due - names)]

@@ -32,11 +32,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-# Before torch is imported: a fork of a process with threads hangs.
-os.environ["OMP_NUM_THREADS"] = "1"
-os.environ["OPENBLAS_NUM_THREADS"] = "1"
-os.environ["MKL_NUM_THREADS"] = "1"
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from spec_tests import chapter_run
+
+# Before torch is imported: a fork of a process with threads hangs.
+os.environ.update(dict.fromkeys(chapter_run.THREADS, "1"))
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn

@@ -31,8 +31,7 @@ import pytest
 import torch
 from hypothesis import Phase
 
-from spec_tests import compare, plugin, vectors
-from spec_tests.clauses import sort_key
+from spec_tests import chapter_run, compare, plugin, vectors
 from spec_tests.faults import blocks, catalogue
 from spec_tests.subjects.in_process import TorchSubject
 from spec_tests.subjects.stdio import StdioSubject
@@ -235,7 +234,7 @@ def _record(result: Result, outcome: TestOutcome) -> str:
         return ""
     story = f"{failure.what}: {failure.got}"[:300]
     # An expected clause asserts that what it takes is not refused; what a call ends in elsewhere is an accident.
-    if failure.what == "a call that must succeed":
+    if failure.what == compare.CALL:
         result.crashed.setdefault(failure.clause, story)
         return ""
     result.killed.setdefault(failure.clause, story)
@@ -357,20 +356,9 @@ def run(tasks: Sequence[Task], jobs: int, found: Callable[[Result], None]) -> No
     if not tasks:
         return
     torch.set_num_threads(1)
-    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-    for name in ("PYTEST_ADDOPTS", "PYTEST_PLUGINS"):
-        os.environ.pop(name, None)
-    arguments = [
-        *("--pyargs", "spec_tests.chapters", "-c", str(PACKAGE / "suite.ini"), "--rootdir", str(PACKAGE)),
-        *("-p", "spec_tests.plugin", "-p", "no:cacheprovider", "-p", "no:terminalreporter"),
-        *("-p", "no:unraisableexception", "--capture=no", "-q", "--assert=plain"),
-    ]
-    ended = pytest.main(arguments, plugins=[Runner(tasks, jobs, found)])
+    chapter_run.ignore_own_setup()
+    ended = pytest.main([*chapter_run.arguments(), "--capture=no"], plugins=[Runner(tasks, jobs, found)])
     if ended == pytest.ExitCode.INTERRUPTED:
         raise KeyboardInterrupt
     if ended not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         raise RuntimeError(f"pytest ended with {ended!r}: the chapters could not be collected")
-
-
-def in_order(clauses: Sequence[str]) -> list[str]:
-    return sorted(clauses, key=sort_key)

@@ -40,6 +40,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from spec_tests import chapter_run
 from tools import command_line
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -112,7 +113,7 @@ def copy(folder: Path) -> None:
 
 def environment() -> dict[str, str]:
     """One thread: a fork of a process with more hangs."""
-    return {**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")}
+    return {**os.environ, **dict.fromkeys(chapter_run.THREADS, "1")}
 
 
 def mutmut(folder: Path, names: Iterable[str], workers: int) -> None:

@@ -28,9 +28,7 @@ class Section:
 
 def write(path: Path, title: str, good: bool, intro: Sequence[str], sections: Sequence[Section]) -> None:
     """Write the page. Raises OSError."""
-    environment_ = environment()
-    environment_.autoescape = True
-    template = environment_.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    template = environment().overlay(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
     tone = "good" if good else "bad"
     text = template.render(title=title, tone=tone, intro=intro, sections=sections, css=asset("page.css"))
     with replaced(path) as beside:

@@ -31,7 +31,7 @@ from rich.progress import track
 from rich.table import Table
 
 from spec_tests.oracle import FLOAT32, SPEC, Bounded, NotApplicable, Rules, alternatives, forward, judge, vjp
-from spec_tests.oracle.plan import plan
+from spec_tests.oracle.plan import changes_nothing
 from tools import command_line
 from tools.numpy_blocks import ALGORITHMS
 from tools.soundness import Example, run_torch
@@ -135,7 +135,7 @@ def main() -> int:
             alarms[label]["examples"] += 1
         for label, _, rules in wrong:
             try:
-                if plan(call[0], rules) == plan(call[0], SPEC):
+                if changes_nothing(call[0], rules):
                     continue
                 actual = compute(call, rules)
             except NotApplicable:

@@ -14,7 +14,7 @@ from types import FrameType
 
 import pytest
 
-from spec_tests import plugin
+from spec_tests import chapter_run, plugin
 from spec_tests.subjects import process
 
 PACKAGE = Path(plugin.__file__).resolve().parent
@@ -96,8 +96,7 @@ class Durations:
 def arguments(subject: str, profile: str, clauses: Sequence[str] = ()) -> list[str]:
     """Those of pytest for a quiet run of the chapters in this process."""
     return [
-        *("--pyargs", "spec_tests.chapters", "-c", str(PACKAGE / "suite.ini"), "--rootdir", str(PACKAGE)),
-        *("-p", "spec_tests.plugin", "-p", "no:cacheprovider", "-p", "no:terminalreporter", "-q", "--assert=plain"),
+        *chapter_run.arguments(),
         *("--subject", subject, "--profile", profile),
         *(word for clause in clauses for word in ("--clause", clause)),
     ]

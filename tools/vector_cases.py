@@ -75,7 +75,6 @@ def _arguments(planes: str, names: str = "", **more: Any) -> dict[str, Any]:
     return {"in_planes": c, "out_planes": d, **found, **more}
 
 
-_REDUCED = {"stride": (2, 1)}
 _NEAR = {"state_kind": "near_eps", "input_kind": "near_eps"}
 _SPECIAL = (
     _Special(

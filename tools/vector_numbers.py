@@ -26,12 +26,12 @@ class Draw:
     def __init__(self, text: str) -> None:
         self.text, self.calls = text, 0
 
-    def bits(self, shape: Sequence[int], count: int = 24) -> Array:
-        """Integers of `count` bits, as float64."""
+    def bits(self, shape: Sequence[int]) -> Array:
+        """Integers of 24 bits, as float64."""
         self.calls += 1
         size = int(np.prod(shape, dtype=np.int64))
         raw = hashlib.shake_256(f"{self.text} {self.calls}".encode()).digest(8 * size)
-        whole: Array = np.frombuffer(raw, "<u8") >> np.uint64(64 - count)
+        whole: Array = np.frombuffer(raw, "<u8") >> np.uint64(64 - 24)
         return whole.astype(np.float64).reshape(shape)
 
     def uniform(self, low: float, high: float, shape: Sequence[int] = ()) -> Array:

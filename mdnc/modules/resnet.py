@@ -52,7 +52,7 @@ class BlockBottleneck2d(nn.Module):
     ``conv1`` and ``conv3`` have a 1 x 1 kernel; ``conv2`` has `kernel_size` and rescales. The
     shortcut is a 1 x 1 projection if the channels or the size change, otherwise the identity.
     Sources: He et al. 2015, arXiv:1512.03385 (the block); He et al. 2016, arXiv:1603.05027
-    (`layer_order="new"`); the MDNC page of the block. Every rule: clauses 1 to 9 of SPEC.md.
+    (`layer_order="new"`); the MDNC page of the block. Every rule: chapters 1 to 9 of SPEC.md.
 
     Args:
         in_planes, out_planes: channels of the input and of the output; the hidden width is `in_planes`.

@@ -12,6 +12,7 @@ from hypothesis import example, given
 from spec_tests.compare import Example, equal, equal_entries, holds, refused, taken
 from spec_tests.config import DEFAULTS, NAMED_VALUES, BlockConfig
 from spec_tests.enumeration import BadArgument, bad_arguments, named_values
+from spec_tests.marks import by_scaler
 from spec_tests.strategies import geometries
 from spec_tests.subjects.base import Block, Refused, Subject
 
@@ -107,7 +108,7 @@ def test_legal_names_are_taken(subject: Subject) -> None:
 
 
 @pytest.mark.clause("1.12")
-@pytest.mark.parametrize("scaler", NAMED_VALUES["scaler"])
+@by_scaler
 def test_an_integer_means_both_axes(subject: Subject, scaler: str) -> None:
     """An integer is the pair of itself; of a pair, the first entry belongs to the height."""
     base: dict[str, Any] = {"in_planes": 2, "out_planes": 2, "scaler": scaler, "normalizer": "null"}

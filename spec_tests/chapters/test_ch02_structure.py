@@ -8,17 +8,15 @@ import pytest
 from hypothesis import given
 
 from spec_tests.compare import Example, Thin, equal, equal_entries, holds
-from spec_tests.config import NAMED_VALUES, BlockConfig, Layer
+from spec_tests.config import BlockConfig, Layer
 from spec_tests.enumeration import DOCUMENTED, enumerated, named_values
+from spec_tests.marks import by_activator, by_documented, by_norm, by_scaler
 from spec_tests.strategies import geometries
 from spec_tests.subjects.base import Block, Entry, Subject
 
 ORDER_CLAUSE = {"new": "2.2", "old": "2.3"}
 NORM_CLAUSE = {"batch": "2.13", "inst": "2.14", "pinst": "2.15", "null": "2.16"}
 ACTIVATION_CLAUSE = {"prelu": "2.17", "relu": "2.18", "null": "2.19"}
-
-by_norm = pytest.mark.parametrize("normalizer", NAMED_VALUES["normalizer"])
-by_scaler = pytest.mark.parametrize("scaler", NAMED_VALUES["scaler"])
 
 
 def layer_entries(block: Block) -> dict[str, dict[str, Entry]]:
@@ -72,7 +70,8 @@ def test_layers_of_the_residual_branch(subject: Subject, thin: Thin, normalizer:
         upsampling = [layer.name for layer in config.layers() if layer.kind == "up" and layer.branch != "in_node"]
         clause = "2.9" if scaler == "up" else "2.10"
         last = [layer.name for layer in config.layers() if layer.branch == "conv2"][-1]
-        deeper = [name for name in found if name.startswith("conv2.") and name > last]
+        number = int(last.removeprefix("conv2."))
+        deeper = [name for name in found if name.startswith("conv2.") and int(name.split(".")[1]) > number]
         what = f"layers with entries behind {last}" + (f" (up-sampling is {upsampling[0]})" if upsampling else "")
         equal(clause, what, deeper, [], example)
 
@@ -123,7 +122,7 @@ def test_norms(subject: Subject, thin: Thin, normalizer: str) -> None:
 
 
 @pytest.mark.clause(*ACTIVATION_CLAUSE.values())
-@pytest.mark.parametrize("activator", NAMED_VALUES["activator"])
+@by_activator
 def test_activations(subject: Subject, thin: Thin, activator: str) -> None:
     """PReLU has a slope a channel, ReLU holds nothing but counts, "null" is no layer."""
     clause = ACTIVATION_CLAUSE[activator]
@@ -180,7 +179,7 @@ def test_number_of_parameters(subject: Subject, arguments: dict[str, Any]) -> No
 
 
 @pytest.mark.clause("2.23")
-@pytest.mark.parametrize("example_id", DOCUMENTED)
+@by_documented
 def test_documented_numbers_of_parameters(subject: Subject, example_id: str) -> None:
     """The documented blocks have 3,792 and 11,584 parameters."""
     config, _, count = DOCUMENTED[example_id]

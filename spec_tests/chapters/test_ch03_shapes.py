@@ -13,14 +13,13 @@ from hypothesis import strategies as st
 from spec_tests.compare import Example, Thin, differing, equal, equal_entries, holds, refused, taken
 from spec_tests.config import NAMED_VALUES, BlockConfig
 from spec_tests.enumeration import DOCUMENTED, enumerated
+from spec_tests.marks import by, by_documented, by_norm, by_scaler
 from spec_tests.strategies import Case, cases
 from spec_tests.subjects.base import REFUSALS, Array, Block, Refused, Subject, zeros
 
 KERNELS, PADDINGS, LENGTHS = range(1, 8), range(5), range(1, 17)
 only_python = pytest.mark.needs("python")
 by_axis = pytest.mark.parametrize("axis", [0, 1], ids=["height", "width"])
-by_scaler = pytest.mark.parametrize("scaler", NAMED_VALUES["scaler"])
-by_norm = pytest.mark.parametrize("normalizer", NAMED_VALUES["normalizer"])
 
 
 def judge_shape(block: Block, config: BlockConfig, shape: tuple[int, ...], clause: str) -> None:
@@ -129,7 +128,7 @@ def test_every_combination(subject: Subject, thin: Thin, normalizer: str) -> Non
 
 
 @pytest.mark.clause("3.14")
-@pytest.mark.parametrize("example_id", DOCUMENTED)
+@by_documented
 def test_documented_shapes(subject: Subject, example_id: str) -> None:
     """(16, 4, 255) becomes (32, 4, 128), and (32, 4, 128) becomes (16, 4, 255)."""
     config, size, _ = DOCUMENTED[example_id]
@@ -264,7 +263,7 @@ SINGLE = [
 
 
 @pytest.mark.clause("3.11")
-@pytest.mark.parametrize("normalizer", ["inst", "pinst"])
+@by("normalizer", ["inst", "pinst"])
 def test_instance_norms_with_one_element(subject: Subject, normalizer: str) -> None:
     """One spatial element cannot be normalized, whatever the batch and the mode."""
     for plain, (_, *rest) in SINGLE:

@@ -14,13 +14,10 @@ from spec_tests.compare import Thin, focused, holds, shaped
 from spec_tests.config import NAMED_VALUES, BlockConfig
 from spec_tests.enumeration import DOCUMENTED, enumerated, large, named_values
 from spec_tests.laws import VALUE_LAWS, Edit, Law, flat, only_conv1, only_shortcut, unchanged, wide, zero_weights
+from spec_tests.marks import by_documented, by_law, by_norm, by_normalizing, by_scaler
 from spec_tests.numeric import Numeric, count, grade, law_examples, named, numerics, rotation, within
 from spec_tests.subjects.base import Subject
 from spec_tests.vectors import Vector, vectors
-
-by_norm = pytest.mark.parametrize("normalizer", NAMED_VALUES["normalizer"])
-by_normalizing = pytest.mark.parametrize("normalizer", ["batch", "inst", "pinst"])
-by_scaler = pytest.mark.parametrize("scaler", NAMED_VALUES["scaler"])
 
 
 def judge(subject: Subject, clause: str, numeric: Numeric, edit: Edit = unchanged) -> None:
@@ -129,7 +126,7 @@ def test_strict_grade(subject: Subject, thin: Thin) -> None:
 
 @pytest.mark.clause("4.1")
 @pytest.mark.needs("float64")
-@pytest.mark.parametrize("example_id", DOCUMENTED)
+@by_documented
 def test_documented_examples(subject: Subject, example_id: str) -> None:
     """The documented blocks on inputs of their documented size, where a float32 bound would be vacuous."""
     config, size, _ = DOCUMENTED[example_id]
@@ -137,13 +134,7 @@ def test_documented_examples(subject: Subject, example_id: str) -> None:
         judge(subject, "4.1", Numeric(config, (1, *size), training=training, dtype="float64"))
 
 
-@pytest.mark.parametrize(
-    "law",
-    [
-        pytest.param(law, marks=[pytest.mark.clause(law.clause), pytest.mark.needs(*law.needs)], id=law.clause)
-        for law in VALUE_LAWS
-    ],
-)
+@by_law(VALUE_LAWS)
 @given(data=st.data())
 def test_law(subject: Subject, law: Law, data: st.DataObject) -> None:
     """Each formula of the chapter, on blocks in which it alone matters."""

@@ -16,6 +16,7 @@ from spec_tests.config import NAMED_VALUES, BlockConfig
 from spec_tests.enumeration import enumerated, large, named_values
 from spec_tests.generators import layouts
 from spec_tests.laws import GRADIENT_LAWS, Edit, Law, flat, unchanged, wide
+from spec_tests.marks import by_law, by_norm, by_scaler
 from spec_tests.numeric import (
     Numeric,
     count,
@@ -34,8 +35,6 @@ from spec_tests.subjects.base import Block, Crashed, Gradients, Subject
 from spec_tests.vectors import Vector, vectors
 
 pytestmark = pytest.mark.needs("backward")
-by_norm = pytest.mark.parametrize("normalizer", NAMED_VALUES["normalizer"])
-by_scaler = pytest.mark.parametrize("scaler", NAMED_VALUES["scaler"])
 
 
 def differentiate(clause: str, block: Block, numeric: Numeric | Vector) -> Gradients:
@@ -94,13 +93,7 @@ def test_float64(subject: Subject, normalizer: str, data: st.DataObject) -> None
             judge(subject, ("5.1", "5.2"), named(drawn, training, **names))
 
 
-@pytest.mark.parametrize(
-    "law",
-    [
-        pytest.param(law, marks=[pytest.mark.clause(law.clause), pytest.mark.needs(*law.needs)], id=law.clause)
-        for law in GRADIENT_LAWS
-    ],
-)
+@by_law(GRADIENT_LAWS)
 @given(data=st.data())
 def test_law(subject: Subject, law: Law, data: st.DataObject) -> None:
     """Each statement of the chapter, on blocks in which it alone matters."""

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from spec_tests.compare import SUBJECT, Example, Thin, differing, equal, equal_entries, focused, holds, shaped
 from spec_tests.config import NAMED_VALUES, BlockConfig
 from spec_tests.enumeration import enumerated, large, named_values
+from spec_tests.marks import by_scaler
 from spec_tests.numeric import Numeric, count, named, numerics, same_within, within
 from spec_tests.oracle import Forward
 from spec_tests.subjects.base import Array, Subject
@@ -25,7 +26,6 @@ for step, training in enumerate({}):
     y = block.forward(call.x(), training)"""
 CLAUSES = {"running_mean": "6.1", "running_var": "6.2", "num_batches_tracked": "6.3"}
 pytestmark = pytest.mark.needs("train")
-by_scaler = pytest.mark.parametrize("scaler", NAMED_VALUES["scaler"])
 
 
 def judge_buffers(

@@ -12,13 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spec_tests.compare import Example, Thin, differing, equal, equal_entries, holds
-from spec_tests.config import NAMED_VALUES, BlockConfig
+from spec_tests.config import BlockConfig
 from spec_tests.enumeration import enumerated
+from spec_tests.marks import by, by_norm
 from spec_tests.strategies import geometries
 from spec_tests.subjects.base import Array, Subject
-
-by_norm = pytest.mark.parametrize("normalizer", NAMED_VALUES["normalizer"])
-
 
 # Clause, meaning and value of what is constant at construction, by kind of layer and name of the tensor.
 CONSTANTS = {
@@ -123,7 +121,7 @@ def test_values_at_construction(subject: Subject, arguments: dict[str, Any], see
 
 @pytest.mark.clause("7.7")
 @pytest.mark.needs("init")
-@pytest.mark.parametrize("normalizer", ["pinst", "null"])
+@by("normalizer", ["pinst", "null"])
 def test_distribution_at_construction(subject: Subject, normalizer: str) -> None:
     """The drawn values are uniform: the distance of their distribution function stays within its DKW bound."""
     # A range by the fan-out is too wide for the first block and too narrow for the second one.

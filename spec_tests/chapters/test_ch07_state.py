@@ -1,4 +1,4 @@
-"""Chapter 7: the state, its values at construction, and that it can be loaded, copied and converted."""
+"""Chapter 7: the state, and that it can be loaded, copied, converted and switched, alone and in a model."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 
 from spec_tests.compare import Example, NonConformance, Thin, differing, equal, equal_entries, refused
-from spec_tests.config import NAMED_VALUES, BlockConfig
+from spec_tests.config import BlockConfig
 from spec_tests.enumeration import enumerated
+from spec_tests.marks import by_norm
 from spec_tests.subjects.base import Array, Block, Crashed, Subject, zeros
 
-by_norm = pytest.mark.parametrize("normalizer", NAMED_VALUES["normalizer"])
 IN_A_MODEL = "torch.nn.Sequential(block)"
 INPUT: Array = np.random.default_rng(7).standard_normal((2, 4, 5, 6)).astype(np.float32)
 
 
-def other_state(config: BlockConfig, seed: int = 0) -> dict[str, Array]:
+def other_state(config: BlockConfig) -> dict[str, Array]:
     """A state that no construction gives: every entry of every tensor is different."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     state: dict[str, Array] = {}
     for name, shape in config.state().items():
         if name.endswith("num_batches_tracked"):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from spec_tests.compare import Example, Thin, equal
-from spec_tests.config import NAMED_VALUES, BlockConfig
+from spec_tests.config import BlockConfig
 from spec_tests.enumeration import DOCUMENTED, INPUT_SIZE, enumerated
 from spec_tests.golden_data import documented_table, summary_index, summary_table
+from spec_tests.marks import by_activator, by_documented, by_norm
 from spec_tests.subjects.base import Subject
 from spec_tests.summary import table
 
@@ -45,8 +46,8 @@ def judge_table(got: str, expected: str, example: Example, source: str) -> None:
 
 
 @pytest.mark.clause("8.1", "8.2", "8.3", "8.4", "8.5", "8.6")
-@pytest.mark.parametrize("activator", NAMED_VALUES["activator"])
-@pytest.mark.parametrize("normalizer", NAMED_VALUES["normalizer"])
+@by_activator
+@by_norm
 def test_every_table(subject: Subject, thin: Thin, normalizer: str, activator: str) -> None:
     """The table of the subject, the table computed from the arguments, and the recorded one are the same."""
     for case, config in thin(enumerated(normalizer=normalizer, activator=activator)):
@@ -61,7 +62,7 @@ def test_every_table(subject: Subject, thin: Thin, normalizer: str, activator: s
 
 
 @pytest.mark.clause("8.7")
-@pytest.mark.parametrize("example_id", DOCUMENTED)
+@by_documented
 def test_documented_tables(subject: Subject, example_id: str) -> None:
     """The two documented tables are reproduced character by character."""
     config, size, _ = DOCUMENTED[example_id]

@@ -12,13 +12,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from spec_tests.compare import Example, NonConformance, Thin, differing, equal, equal_entries
 from spec_tests.config import NAMED_VALUES
 from spec_tests.enumeration import enumerated
+from spec_tests.marks import by_norm
 from spec_tests.numeric import Numeric, count, inspect, inspect_each, named, numerics
 from spec_tests.oracle import Forward, Verdict, vjp
 from spec_tests.seeding import test_seed
 from spec_tests.subjects.base import Block, Crashed, Refused, Subject, zeros
-
-by_norm = pytest.mark.parametrize("normalizer", NAMED_VALUES["normalizer"])
-
 
 # What the code of a refused call needs.
 REFUSES = ["import contextlib", "from spec_tests.subjects.base import Refused, zeros"]

@@ -15,12 +15,10 @@ from spec_tests.config import NAMED_VALUES, BlockConfig
 from spec_tests.enumeration import enumerated, named_values
 from spec_tests.generators import layouts
 from spec_tests.laws import only_shortcut
+from spec_tests.marks import by_norm, by_scaler
 from spec_tests.numeric import Numeric, count, inspect_each, named, numerics, rotation, same_within, within
 from spec_tests.oracle import vjp
 from spec_tests.subjects.base import Array, Block, Subject
-
-by_norm = pytest.mark.parametrize("normalizer", NAMED_VALUES["normalizer"])
-by_scaler = pytest.mark.parametrize("scaler", NAMED_VALUES["scaler"])
 
 
 def different_bits(one: Array, two: Array) -> int:

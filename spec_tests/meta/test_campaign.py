@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from spec_tests import campaign
 from spec_tests.collector import Collector
 from spec_tests.meta.processes import REFERENCE, ROOT, environment, mdnc_spec, mdnc_spec_many, python, run_arguments
+from spec_tests.verdict import Failure, Verdict
+from spec_tests.verdict import TestOutcome as Outcome
+from spec_tests.words import counted
 
 RARE = "py:spec_tests.meta.wrong_blocks:RarelyWrong"
 NARROW = ("--clause", "4.1", "--profile", "smoke")
@@ -46,6 +52,61 @@ def test_what_failed_is_kept_and_tried_first(tmp_path: Path) -> None:
     found, missed, again = mdnc_spec_many(runs, cwd=tmp_path)
     assert (found.status, missed.status, again.status) == (1, 0, 1), found.out + missed.out
     assert set(again.failures()) == {"4.1"}
+
+
+def outcome(status: str, clause: str = "4.1", test: str = "t::a", **counted: Any) -> Outcome:
+    failure = Failure(clause, "the output", "0", "1", "") if status in ("failed", "errored") else None
+    return Outcome(test, ("4.1",), status, failure=failure, **counted)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "goes_on"),
+    [
+        ([outcome("passed")], True),
+        ([outcome("failed")], False),
+        ([outcome("failed", test="t::known")], True),
+        ([outcome("errored", test="t::known"), outcome("errored")], False),
+        ([outcome("failed", "1.18")], True),
+        ([outcome("failed", "1.18"), outcome("failed", test="t::b")], False),
+    ],
+)
+def test_advice_and_what_is_known_end_no_campaign(
+    outcomes: list[Outcome], goes_on: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounds follow until something else fails, here until the time is over."""
+    collector, rounds = Collector(), []
+
+    def main(arguments: list[str], **_: object) -> pytest.ExitCode:
+        for found in outcomes:
+            collector.verdict.add(found)
+        rounds.append(arguments)
+        monkeypatch.setattr(time, "time", lambda: 9e9 if len(rounds) == 3 else 0.0)
+        return pytest.ExitCode.TESTS_FAILED if collector.verdict.failures() else pytest.ExitCode.OK
+
+    monkeypatch.setattr(pytest, "main", main)
+    ended, told = campaign.run(["-q"], [], collector, "smoke", 5, 60.0, {"t::known"})
+    assert len(rounds) == (3 if goes_on else 1)
+    assert told == f"{counted(len(rounds) - 1, 'round')} of new examples, to the seed {4 + len(rounds)}"
+    assert (ended == pytest.ExitCode.OK) == (not collector.verdict.failures())
+
+
+def test_rounds_of_a_test_make_one_outcome() -> None:
+    """What was counted adds up, the worst status stays, and of two failures the first."""
+    verdict = Verdict()
+    for found in (
+        outcome("passed", reached={"4.1": 2}, ratio={"4.1": 0.2}, strict=(1, 1), seconds=1.0),
+        outcome("passed", test="t::b"),
+        outcome("failed", "4.2", reached={"4.2": 1}, vacuous={"4.1": 3}, ratio={"4.1": 0.1, "4.2": 7.0}, seconds=2.0),
+        outcome("failed", "4.3", strict=(0, 1)),
+        outcome("passed", reached={"4.1": 1}),
+    ):
+        verdict.add(found)
+    assert [o.test for o in verdict.outcomes] == ["t::a", "t::b"]
+    whole = verdict.outcomes[0]
+    assert whole.failure is not None
+    assert (whole.status, whole.failure.clause) == ("failed", "4.2")
+    assert (whole.reached, whole.vacuous) == ({"4.1": 3, "4.2": 1}, {"4.1": 3})
+    assert (whole.ratio, whole.strict, whole.seconds) == ({"4.1": 0.2, "4.2": 7.0}, (1, 2), 3.0)
 
 
 def test_what_one_round_judged_stays_judged() -> None:
@@ -100,12 +161,14 @@ def test_an_empty_shard_says_so(tmp_path: Path) -> None:
         ("--budget", "soon", "'soon' must be a time above 0, such as 90s, 30m or 2h"),
         ("--budget", "0s", "'0s' must be a time above 0"),
         ("--database", "", "it must be a folder"),
+        ("--database", "redit://h:1/0", "'redit://h:1/0' must be a folder, or an address that begins with redis:// or"),
     ],
 )
 def test_wrong_values_are_refused(tmp_path: Path, option: str, value: str, words: str) -> None:
     ended = mdnc_spec("run", "--subject", REFERENCE, option, value, cwd=tmp_path)
     assert ended.status == 3
     assert words in ended.err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder in which nobody can write")

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from spec_tests import compare
+from spec_tests import compare, numeric, strategies
 from spec_tests.compare import Example, NonConformance, equal, equal_entries, holds, refused
 from spec_tests.config import BlockConfig
 from spec_tests.subjects.base import Crashed, Refused
@@ -251,6 +252,40 @@ def test_a_sample_begins_at_another_item_each_time(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(compare, "SAMPLE_STEP", [2])
     compare.start()
     assert list(compare.focused(range(4))) == [1, 3]
+
+
+def test_a_sample_of_nothing_is_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "SAMPLE_STEP", [7])
+    assert list(compare.focused([])) == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "seen"),
+    [
+        (lambda: numeric.arithmetic("tf32"), lambda: numeric.ARITHMETIC["float32"]),
+        (lambda: strategies.sizes(strategies.FEW_SHAPES), lambda: strategies._SIZES[0]),
+    ],
+)
+def test_a_setting_ends_with_an_error(
+    setting: Callable[[], contextlib.AbstractContextManager[None]], seen: Callable[[], object]
+) -> None:
+    before = seen()
+
+    def ends() -> None:
+        with setting():
+            assert seen() != before
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        ends()
+    assert seen() == before
+
+
+def test_an_example_without_a_tensor_is_none() -> None:
+    """It is neither a check nor a vacuous one, of which a clause could be full."""
+    compare.start()
+    numeric.count("5.2", [])
+    assert (dict(compare.REACHED), dict(compare.VACUOUS)) == ({}, {})
 
 
 def test_states_that_differ() -> None:

@@ -134,6 +134,7 @@ def test_a_rendered_call_can_be_pasted(arguments: dict[str, Any], names: dict[st
         ({"in_planes": 2, "out_planes": 3, "stride": (1, True)}, "BlockBottleneck2d(2, 3, stride=(1, True))"),
         ({"in_planes": 2, "out_planes": 3, "padding": 1.0}, "BlockBottleneck2d(2, 3, padding=1.0)"),
         ({"in_planes": True, "out_planes": "3"}, "BlockBottleneck2d(True, '3')"),
+        ({"in_planes": (3, 3), "out_planes": 3}, "BlockBottleneck2d((3, 3), 3)"),
         ({"out_planes": 3}, None),
     ],
 )

@@ -256,3 +256,14 @@ def test_a_module_that_leaves(tmp_path: Path) -> None:
     ended = mdnc_spec("run", "--subject", "py:leaving:Block", "--profile", "smoke", cwd=tmp_path)
     assert ended.status == 3
     assert "py:leaving:Block cannot be imported: SystemExit: os._exit(0)" in ended.out
+
+
+@pytest.mark.parametrize("letters", [1, 7, 17, 25])
+def test_the_class_may_have_a_name_of_any_length(letters: int) -> None:
+    """Torchsummary has room for 17 letters, and moves the rest of the row behind a longer name."""
+    named = type("B" * letters, (BlockBottleneck2d,), {})
+    tables = [
+        TorchSubject("py:a:B", kind).build({"in_planes": 2, "out_planes": 3}).summary((2, 4, 5))
+        for kind in (named, BlockBottleneck2d)
+    ]
+    assert tables[0] == tables[1]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from spec_tests.config import BlockConfig
-from spec_tests.oracle import FLOAT16, Bounded, NotApplicable, Rules
+from spec_tests.oracle import FLOAT16, SPEC, Bounded, NotApplicable, Rules
 from spec_tests.oracle.alternatives import FixedActStep, MapStep, effective_slope, lay, scaled
 from spec_tests.oracle.conv import columns
-from spec_tests.oracle.plan import plan
+from spec_tests.oracle.plan import changes_nothing, plan
 from spec_tests.oracle.steps import ActStep, ConvStep
 
 NO_PADDING = "a branch that up-samples, or starts with its convolution, is not padded first"
@@ -198,3 +199,13 @@ def test_too_many_roundings_bound_nothing() -> None:
     n = 1 / FLOAT16.u
     assert np.isinf([FLOAT16.gamma(n), FLOAT16.gamma(1.5 * n), FLOAT16.gamma(3 * n)]).all()
     assert FLOAT16.gamma(n / 2) == 1
+
+
+def test_rules_that_change_nothing_of_a_block() -> None:
+    """What a plan does not hold is looked at too."""
+    plain = BlockConfig.of(2, 2)
+    assert changes_nothing(plain, SPEC)
+    assert changes_nothing(plain, replace(SPEC, interpolation="half_pixel"))
+    assert not changes_nothing(plain, replace(SPEC, eps=1e-3))
+    for name, value in (("shortcut_weight", 0.5), ("residual_weight", 0.5), ("shortcut_gradient", "missing")):
+        assert not changes_nothing(plain, replace(SPEC, **{name: value})), name  # type: ignore[arg-type]

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from spec_tests.clauses import all_clauses
-from spec_tests.compare import Tensor
+from spec_tests.compare import CALL, Tensor
 from spec_tests.config import BlockConfig
 from spec_tests.report import drawing, heat
 from spec_tests.report.diagram import diagram
 from spec_tests.report.files import badge
-from spec_tests.report.folding import CALL, MENDING, brief, broken_clauses, causes, reason
+from spec_tests.report.folding import MENDING, brief, broken_clauses, causes, reason
 from spec_tests.report.junit import junit
 from spec_tests.report.model import Diagnosed, Report
 from spec_tests.report.page import html, markdown
@@ -299,6 +299,11 @@ def test_the_layers_that_a_diagnosis_changes_are_guilty() -> None:
     )
     assert marked(numeric(stride=2), dilation=2) == {"conv2.2": "guilty"}
     assert marked(numeric(), shortcut_weight=0.5) == {"+": "guilty"}
+    assert set(marked(numeric(stride=2, scaler="up"), shortcut_weight=0.5, interpolation="half_pixel")) == {
+        "+",
+        "conv2.2",
+        "in_node.0",
+    }
     assert marked(numeric(normalizer="null"), eps=1e-3) == {}
     assert set(marked(numeric(), new_order="act norm conv").values()) == {"guilty"}
     assert set(marked(numeric(), shortcut_norm=False)) == {"in_node.1"}

@@ -23,9 +23,10 @@ from spec_tests.numeric import Numeric
 from spec_tests.oracle import forward, judge
 from spec_tests.subjects import load_subject
 from spec_tests.subjects.base import AtOnce, Crashed, Refused, SubjectError, zeros
+from spec_tests.subjects.port_block import _described
 from spec_tests.subjects.process import STDERR_KEPT, Process, Timeouts, shown
 from spec_tests.subjects.stdio import FAILURES_PER_TEST, StdioSubject
-from spec_tests.subjects.wire import encode, number, read_message
+from spec_tests.subjects.wire import WireError, encode, number, read_message
 
 HERE = Path(__file__).parent
 CONFIG = BlockConfig.of(2, 3, stride=2, normalizer="batch")
@@ -317,7 +318,7 @@ def test_timeouts(text: str, due: Timeouts | None) -> None:
     if due is not None:
         assert Timeouts.parse(text) == due
         return
-    with pytest.raises(ValueError, match="must be one of start, first, call, stop"):
+    with pytest.raises(ValueError, match="must be NAME=SECONDS, NAME one of start, first, call, stop"):
         Timeouts.parse(text)
 
 
@@ -360,3 +361,9 @@ def test_a_port_may_answer_before_it_has_read_all() -> None:
         header, _, _ = process.exchange(request, "call", 20.0, 1000)
         assert header.metadata["id"] == sent
     assert process.stop(encode({"op": "stop"}, {}), 20.0) == ""
+
+
+def test_a_name_is_a_parameter_or_a_buffer() -> None:
+    entry = "F32 [2]"
+    with pytest.raises(WireError, match=r"'conv1\.0\.weight' twice, as a parameter and as a buffer"):
+        _described((("param.conv1.0.weight", entry), ("buffer.conv1.0.weight", entry)))

@@ -9,11 +9,12 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from spec_tests.compare import CALL
 from spec_tests.diagnosis import Diagnosis
 from spec_tests.known_failures import Compared
 from spec_tests.meta.test_report_parts import failed, verdict
-from spec_tests.report import matrix
-from spec_tests.report.folding import CALL
+from spec_tests.report import folding, matrix
+from spec_tests.report.drawing import short
 from spec_tests.report.model import Report
 from spec_tests.report.page import html, markdown
 from spec_tests.report.terminal import show, summary
@@ -66,6 +67,16 @@ def test_one_of_a_thing_is_no_plural() -> None:
     unreached = replace(verdict(Outcome("t::a", ("4.5",), "passed", {})), selected=frozenset(["4.5"]))
     assert "ERROR no check was reached for clause 4.5\n" in shown(unreached)
     assert "- No check was reached for clause 4.5.\n" in markdown(Report(unreached, "py:a:B", "smoke", summary="s"))
+
+
+def test_what_stopped_without_a_broken_clause_names_none() -> None:
+    conduct = Verdict([Outcome("t::a", ("4.5",), "errored", {})], conduct=["it wrote"], stopped=True)
+    assert summary(conduct) == "does not conform: broken the conduct; the rest was not judged"
+
+
+def test_numbers_near_a_step_of_their_notation() -> None:
+    assert [folding._times(n) for n in (999.4, 999.6, 1000, 31_234)] == ["999", "1,000", "1,000", "31,200"]
+    assert [short(n) for n in (99.4, 99.96, 9_999, 99_999, 123_456)] == ["99", "100", "9999", "1e5", "1e5"]
 
 
 @pytest.mark.parametrize(

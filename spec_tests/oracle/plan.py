@@ -10,9 +10,11 @@ from typing import Any
 from spec_tests.config import BlockConfig, Layer, Pair
 from spec_tests.oracle.alternatives import FixedActStep, MapStep
 from spec_tests.oracle.bounds import NotApplicable
-from spec_tests.oracle.rules import Rules
+from spec_tests.oracle.rules import SPEC, Rules
 from spec_tests.oracle.steps import ActStep, ConvStep, NormStep, Step, UpStep
 
+# Rules that a plan does not hold: how the branches, and gradients, are added up.
+OUTSIDE = ("residual_weight", "shortcut_weight", "parameter_gradient", "shortcut_gradient")
 _AXES = {"HW": (2, 3), "NHW": (0, 2, 3), "CHW": (1, 2, 3)}
 
 
@@ -27,6 +29,15 @@ class Plan:
     shortcut: tuple[Step, ...]
     after: tuple[Step, ...]
     shared: int
+
+
+def changes_nothing(config: BlockConfig, rules: Rules) -> bool:
+    """Whether `rules` leave every step of this block, and every sum, as the specification has them.
+
+    Raises:
+        NotApplicable: an alternative of `rules` cannot be run for this configuration.
+    """
+    return all(getattr(rules, n) == getattr(SPEC, n) for n in OUTSIDE) and plan(config, rules) == plan(config, SPEC)
 
 
 @lru_cache(maxsize=8192)

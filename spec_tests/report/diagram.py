@@ -96,12 +96,12 @@ def _changed(config: BlockConfig, changes: Mapping[str, Any]) -> set[str]:
 
     if not changes:
         return set()
-    if {"residual_weight", "shortcut_weight"} & {*changes}:
-        return {"addition"}
+    # No step of the plan: the weights are those of the sum.
+    added = {"addition"} if {"residual_weight", "shortcut_weight"} & {*changes} else set()
     try:
         wrong, right = plan(config, replace(SPEC, **changes)), plan(config, SPEC)
     except (NotApplicable, TypeError, ValueError):
-        return set()
+        return added
     names = {layer.name for layer in config.layers()}
     one, two = ([*p.residual, *p.shortcut] for p in (wrong, right))
     found = {step.name for step in one if step not in two} | {step.name for step in two if step not in one}
@@ -112,7 +112,7 @@ def _changed(config: BlockConfig, changes: Mapping[str, Any]) -> set[str]:
         found = {a.name for a, b in zip(one, two, strict=False) if a != b}
     if not found & names and wrong.after != right.after:
         return {"addition"}
-    return found & names
+    return found & names | added
 
 
 def _named(config: BlockConfig, lines: Iterable[str]) -> set[str]:

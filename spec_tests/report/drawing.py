@@ -52,9 +52,9 @@ def short(ratio: float) -> str:
     if ratio >= MOST:
         return "∞"
     if ratio >= 1e4:
-        exponent = math.floor(math.log10(ratio))
-        return f"{ratio / 10**exponent:.0f}e{exponent}"
-    return f"{ratio:.0f}" if ratio >= 100 else f"{ratio:.2g}"
+        digit, _, exponent = f"{ratio:.0e}".partition("e")
+        return f"{digit}e{int(exponent)}"
+    return f"{ratio:.0f}" if ratio >= 99.5 else f"{ratio:.2g}"
 
 
 def of_bound(ratio: float) -> str:

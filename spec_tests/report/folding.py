@@ -21,14 +21,13 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from spec_tests.clauses import all_clauses, sort_key
+from spec_tests.clauses import NUMERIC, all_clauses, sort_key
+from spec_tests.compare import CALL, NO_ERROR, OUTPUT, TAKEN
 from spec_tests.verdict import Failure, TestOutcome, Verdict
 
 MENDING = (1, 2, 3, 7, 4, 6, 5, 9, 8)
 STRUCTURE, SUMMARY, VALUES = 2, 8, 4
-NUMERIC = (4, 5, 6, 9)
 LISTING = ("2.20", "2.21", "2.22", "2.23", "7.1")
-CALL, TAKEN = "a call that must succeed", "no refusal"
 SAME, BUILT, EXPLAINED, SPOILED, FOLLOWS, SHARED = (
     "the same happens here",
     "follows from the structure",
@@ -160,7 +159,7 @@ def reason(failure: Failure) -> str:
         return "A call that must succeed ended in an error."
     if failure.expected == TAKEN:
         return "It is refused and must be taken."
-    if failure.got == "no error" or failure.got.startswith("an output of shape"):
+    if failure.got == NO_ERROR or failure.got.startswith(OUTPUT):
         return "It is accepted and must be refused."
     if not failure.expected:
         return f"{_capital(failure.what)} is wrong."
@@ -188,7 +187,7 @@ def _not_finite(worst: Mapping[str, Any]) -> str:
 def _times(ratio: float) -> str:
     if ratio >= 1e6:
         return "more than a million"
-    return f"{ratio:.3g}" if ratio < 1000 else f"{float(f'{ratio:.3g}'):,.0f}"
+    return f"{ratio:.3g}" if ratio < 999.5 else f"{float(f'{ratio:.3g}'):,.0f}"
 
 
 def _capital(text: str) -> str:

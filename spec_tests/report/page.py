@@ -10,11 +10,11 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from spec_tests.clauses import all_clauses
+from spec_tests.clauses import NUMERIC, all_clauses
 from spec_tests.known_failures import conduct_test
 from spec_tests.report.diagram import Diagram, diagram
 from spec_tests.report.drawing import LEGEND, HeatMap, heat_map, of_bound, plot
-from spec_tests.report.folding import NUMERIC, Broken, Cause, brief, reason
+from spec_tests.report.folding import Broken, Cause, brief, reason
 from spec_tests.report.model import Report, chapter_facts, clause_facts, identity
 from spec_tests.report.specification import inline, sections
 from spec_tests.words import counted, listed

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cache
-from html import escape
 
 from markdown_it import MarkdownIt
 
@@ -74,8 +73,3 @@ def sections() -> tuple[Section, ...]:
     end_prose()
     found.append(Section(number, title, tuple(pieces)))
     return tuple(found)
-
-
-def plain(text: str) -> str:
-    """Text for an attribute or an SVG."""
-    return escape(text, quote=True)

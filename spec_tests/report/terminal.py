@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from spec_tests.clauses import all_chapters, all_clauses
+from spec_tests.clauses import NUMERIC, all_chapters, all_clauses
 from spec_tests.known_failures import Compared, conduct_test
-from spec_tests.report.folding import NUMERIC, Broken, Cause, brief, causes, reason
+from spec_tests.report.folding import Broken, Cause, brief, causes, reason
 from spec_tests.verdict import BROKEN, CONFORMS, INTERRUPTED, NOT_JUDGED, PARTIAL, Failure, Verdict
 from spec_tests.words import counted, hanging, listed
 
@@ -51,11 +51,11 @@ class Live:
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         if session.items:
-            self.progress.update(self.task, total=len(session.items))
+            self.progress.reset(self.task, total=len(session.items))
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
-        self.progress.update(self.task, total=len(ids))
+        self.progress.reset(self.task, total=len(ids))
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         file, _, test = nodeid.rpartition("::")
@@ -161,10 +161,13 @@ def summary(verdict: Verdict) -> str:
     if status == INTERRUPTED:
         broken = counted(len(verdict.broken()), "clause is", "clauses are")
         return f"interrupted: {counted(len(verdict.outcomes), 'test')} had ended, {broken} broken so far"
-    if status == BROKEN and verdict.stopped:
+    if status == BROKEN and verdict.stopped and verdict.broken():
         return f"does not conform; the first broken clause is {', '.join(verdict.broken())}, the rest was not judged"
     if status == BROKEN:
-        return f"does not conform: broken {', '.join([*verdict.broken(), *(['the conduct'] * bool(verdict.conduct))])}"
+        rest = "; the rest was not judged" * verdict.stopped
+        return (
+            f"does not conform: broken {', '.join([*verdict.broken(), *['the conduct'] * bool(verdict.conduct)])}{rest}"
+        )
     if status == NOT_JUDGED:
         empty = verdict.shard and not verdict.outcomes and not verdict.troubles
         return "could not be judged" + (": no test of what was selected is in this shard" if empty else "")

@@ -313,14 +313,16 @@ class TorchBlock(Block):
             # torchsummary leaves out the model that it is given; in a Sequential the block has its row.
             torchsummary.summary(nn.Sequential(self.module), tuple(shape), device=self.device.partition(":")[0])
         own = type(self.module).__name__
-        lines = printed.getvalue().splitlines(keepends=True)
-        # The block's own row carries the name of its class; the tables are those of the documented class.
-        return "".join(
-            f"{line[:20].strip().replace(own, 'BlockBottleneck2d', 1):>20}{line[20:]}"
-            if line.lstrip().startswith(f"{own}-")
-            else line
-            for line in lines
-        )
+        return "".join(_renamed(line, own) for line in printed.getvalue().splitlines(keepends=True))
+
+
+def _renamed(line: str, own: str) -> str:
+    """A line of a table; the block's own row gets the documented name in place of that of its class, of any length."""
+    name = line.strip().partition(" ")[0]
+    if not name.startswith(f"{own}-"):
+        return line
+    documented = f"BlockBottleneck2d{name.removeprefix(own)}"
+    return f"{documented:>20}{line[line.index(name) + len(name) :]}"
 
 
 def _prepare(designator: str, device: str) -> None:

@@ -48,6 +48,8 @@ def _described(items: tuple[tuple[str, str], ...]) -> dict[str, Entry]:
             continue
         if not wire.TENSOR_NAME.fullmatch(name):
             raise wire.WireError(f"{key!r:.80}; names are of the characters a-z0-9_.")
+        if name in found:
+            raise wire.WireError(f"{name!r:.80} twice, as a parameter and as a buffer")
         try:
             dtype, shape = wire.parse_entry(value)
         except wire.WireError as error:
