@@ -50,6 +50,7 @@ PROVENANCE = "provenance.json"
 GENERATOR = (
     "tools/regenerate_golden.py",
     "spec_tests/enumeration.py",
+    "spec_tests/config.py",
     "mdnc/modules/resnet.py",
     "mdnc/contribs/torchsummary.py",
 )
@@ -57,10 +58,17 @@ GENERATOR = (
 VECTOR_GENERATOR = (
     *(f"tools/{name}.py" for name in ("vectors", "vector_cases", "vector_claims")),
     *(f"tools/{name}.py" for name in ("vector_numbers", "vector_pairs", "vector_schema")),
+    "spec_tests/config.py",
+    "spec_tests/generators.py",
     "spec_tests/laws.py",
     "spec_tests/oracle",
 )
-BOUNDS_GENERATOR = ("spec_tests/meta/bound_cases.py", "spec_tests/generators.py", "spec_tests/oracle")
+BOUNDS_GENERATOR = (
+    "spec_tests/meta/bound_cases.py",
+    "spec_tests/config.py",
+    "spec_tests/generators.py",
+    "spec_tests/oracle",
+)
 
 
 def printed_table(config: BlockConfig, size: tuple[int, ...]) -> str:
