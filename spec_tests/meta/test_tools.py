@@ -284,3 +284,21 @@ def test_a_file_is_the_new_one_or_the_old_one(tmp_path: Path) -> None:
             beside.write_text("ne", encoding="utf-8")
             raise OSError("the disk is full")
     assert {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()} == {"page.html": "old"}
+
+
+def test_a_wheel_has_all_that_is_read_at_run_time() -> None:
+    with loaded(TOOLS / "check_wheel.py") as tool:
+        missing = tool.problems(set())
+        due = {line.removeprefix("missing ") for line in missing}
+        assert {
+            "mdnc/py.typed",
+            "spec_tests/PORTING.md",
+            "spec_tests/PROTOCOL.md",
+            "spec_tests/suite.ini",
+            "spec_tests/ports/js/protocol.js",
+            "spec_tests/protocol/hello.request",
+            "spec_tests/_golden/vectors/manifest.json",
+        } <= due
+        assert not any("node_modules" in name or "__pycache__" in name for name in due)
+        assert tool.problems(due) == []
+        assert tool.problems(due | {"tools/x.py", "mdnc_spec-1.dist-info/RECORD"}) == ["unwanted tools"]
