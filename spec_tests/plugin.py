@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import secrets
 import shlex
 import tempfile
@@ -17,13 +16,13 @@ import hypothesis
 import pytest
 from hypothesis import Phase
 
-from spec_tests import compare, numeric, seeding, strategies
+from spec_tests import compare, numeric, outcomes, seeding, strategies
 from spec_tests.clauses import all_clauses, select, sort_key
 from spec_tests.collector import Collector
-from spec_tests.compare import NonConformance, Thin
+from spec_tests.compare import Thin
 from spec_tests.subjects import REFERENCE, load_subject, loading_code
-from spec_tests.subjects.base import AtOnce, Crashed, Refused, Subject, SubjectError
-from spec_tests.verdict import Failure, TestOutcome
+from spec_tests.subjects.base import Subject, SubjectError
+from spec_tests.verdict import TestOutcome
 
 CHAPTERS = Path(__file__).with_name("chapters")
 MISSING: pytest.StashKey[str] = pytest.StashKey()
@@ -195,7 +194,7 @@ def _conduct(subject: Subject, config: pytest.Config) -> tuple[list[str], list[s
     found = []
     for complaint, request in complaints:
         rule = complaint.partition(":")[0]
-        saved = _written(config, f"conduct-{rule}", request)
+        saved = outcomes.saved(_folder(config), f"conduct-{rule}", request)
         again = shlex.join(["mdnc-spec", "replay", saved, "--subject", config.getoption("subject")])
         how = f"\nreplay: {again if Path(saved).is_file() else saved}" if saved else ""
         found.append(complaint + how)
@@ -277,46 +276,6 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     return result
 
 
-def _nonconformance(error: NonConformance) -> Failure:
-    from spec_tests.report.heat import picture, plain_arguments
-
-    failure = Failure(error.clause, error.what, error.got, error.expected, error.example)
-    arguments, tensor = plain_arguments(error.arguments), error.tensor
-    if tensor is None:
-        return replace(failure, arguments=arguments)
-    return replace(failure, arguments=arguments, suspects=tensor.suspects, picture=picture(tensor))
-
-
-def _failure(item: pytest.Item, error: BaseException) -> tuple[str, Failure]:
-    """Status and story of an exception: of the subject (failed) or of the suite (errored)."""
-    clause = _cited(item)[0]
-    if isinstance(error, NonConformance):
-        return "failed", _nonconformance(error)
-    if isinstance(error, (Refused, Crashed)):
-        got = error.message + error.where if isinstance(error, Refused) else error.error
-        return "failed", Failure(clause, compare.CALL, got, "a result", error.doing)
-    if isinstance(error, AtOnce):
-        return _failure(item, error.error)
-    if isinstance(error, SubjectError):
-        return "errored", Failure("", "the subject", str(error), "an implementation that can be loaded and asked", "")
-    if isinstance(error, hypothesis.errors.Flaky):
-        # A test that ended at once drew less than the same example did before, which Hypothesis takes for its fault.
-        if isinstance(error.__context__, AtOnce):
-            return _failure(item, error.__context__)
-        # Hypothesis runs the smallest example once more.
-        for cause in getattr(error, "exceptions", ()):
-            status, failure = _failure(item, cause)
-            if status == "failed":
-                return status, replace(failure, got=f"{failure.got}; the same example gave another result before")
-        got = "the same example took another course when it ran again, so that the test says nothing"
-        return "errored", Failure("", f"the subject, in {item.nodeid}", got, "the same results for the same calls", "")
-    return "errored", Failure("", item.nodeid, f"{type(error).__name__}: {error}", "no error of the suite itself", "")
-
-
-def _decides(status: str, failure: Failure) -> bool:
-    return status == "errored" or all_clauses()[failure.clause].level == "MUST"
-
-
 def _again(config: pytest.Config) -> tuple[str, ...]:
     """The options that draw the same examples again, as far as they are not the usual ones."""
     usual = {"device": "cpu", "profile": "default", "seed": None, "database": "", "timeout": ""}
@@ -324,23 +283,9 @@ def _again(config: pytest.Config) -> tuple[str, ...]:
     return tuple(word for name, value in found if value != usual[name] for word in (f"--{name}", str(value)))
 
 
-def _saved(item: pytest.Item, request: bytes) -> str:
-    """Save the request of a failed call; return the path, or why there is none."""
-    return _written(item.config, f"{_cited(item)[0]}-{item.name}", request)
-
-
-def _written(config: pytest.Config, told: str, request: bytes) -> str:
-    if not request:
-        return ""
-    folder = Path(config.getoption("requests") or tempfile.gettempdir())
-    name = re.sub(r"[^A-Za-z0-9.]+", "-", told).strip("-")
-    path = folder / f"{name}.request"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(request)
-    except OSError as error:
-        return f"(the request could not be saved: {error})"
-    return str(path)
+def _folder(config: pytest.Config) -> Path:
+    """Where the requests of failed calls are saved."""
+    return Path(config.getoption("requests") or tempfile.gettempdir())
 
 
 @pytest.hookimpl(wrapper=True)
@@ -350,43 +295,45 @@ def pytest_runtest_makereport(
     report = yield
     if not _is_chapter(item) or (report.when != "call" and report.passed) or SPENT in item.stash:
         return report
-    status, failure, missing = "passed", None, item.stash.get(MISSING, "")
-    reached = item.stash.get(REACHED, {})
-    inapplicable: tuple[str, ...] = ()
-    saved = ""
     judged = getattr(item, "funcargs", {}).get("subject")
-    if isinstance(judged, Subject):
-        # What holds by the way in which the subject is asked is no check of it.
-        inapplicable = tuple(clause for clause in _cited(item) if clause in judged.given)
-        reached = {clause: number for clause, number in reached.items() if clause not in judged.given}
-    if report.skipped and missing:
-        status = "inapplicable" if item.stash[ABSENT] else "unsupported"
-        inapplicable = _cited(item) if item.stash[ABSENT] else ()
-    elif call.excinfo is not None:
-        status, failure = _failure(item, call.excinfo.value)
-        if isinstance(judged, Subject) and status == "failed":
-            saved = _saved(item, judged.last_request())
-        if item.config.getoption("until_first_failure") and _decides(status, failure):
-            _stop(item.session, "a MUST clause is broken")
+    asked = judged if isinstance(judged, Subject) else None
+    # What holds by the way in which the subject is asked is no check of it.
+    given = asked.given if asked is not None else frozenset()
     outcome = TestOutcome(
-        item.nodeid,
-        _cited(item),
-        status,
-        reached,
-        failure,
-        missing,
-        item.stash.get(VACUOUS, {}),
-        item.stash.get(RATIO, {}),
-        inapplicable,
-        item.stash.get(STRICT, (0, 0)),
-        saved,
-        _again(item.config) if failure else (),
-        round(report.duration, 4),
+        test=item.nodeid,
+        clauses=_cited(item),
+        status="passed",
+        reached={clause: number for clause, number in item.stash.get(REACHED, {}).items() if clause not in given},
+        missing=item.stash.get(MISSING, ""),
+        vacuous=item.stash.get(VACUOUS, {}),
+        ratio=item.stash.get(RATIO, {}),
+        inapplicable=tuple(clause for clause in _cited(item) if clause in given),
+        strict=item.stash.get(STRICT, (0, 0)),
+        seconds=round(report.duration, 4),
     )
+    if report.skipped and outcome.missing:
+        if item.stash[ABSENT]:
+            outcome = replace(outcome, status="inapplicable", inapplicable=_cited(item))
+        else:
+            outcome = replace(outcome, status="unsupported", inapplicable=())
+    elif call.excinfo is not None:
+        outcome = _failed(item, call.excinfo.value, outcome, asked)
     # xdist carries plain attributes of a report from the worker to the controller.
     report.mdnc_spec = outcome.to_json()  # type: ignore[attr-defined]
     report.mdnc_spec_run = _news(item.config)  # type: ignore[attr-defined]
     return report
+
+
+def _failed(item: pytest.Item, error: BaseException, outcome: TestOutcome, asked: Subject | None) -> TestOutcome:
+    """The outcome with how the test ended; the run ends too, if it was to run to its first failure."""
+    status, failure = outcomes.failure_of(error, item.nodeid, outcome.clauses[0])
+    request = ""
+    if asked is not None and status == "failed":
+        told = f"{outcome.clauses[0]}-{item.name}"
+        request = outcomes.saved(_folder(item.config), told, asked.last_request())
+    if item.config.getoption("until_first_failure") and outcomes.decides(status, failure):
+        _stop(item.session, "a MUST clause is broken")
+    return replace(outcome, status=status, failure=failure, request=request, again=_again(item.config))
 
 
 def _news(config: pytest.Config) -> dict[str, Any]:

@@ -281,7 +281,7 @@ def test_what_makes_no_difference_is_told(tmp_path: Path, capsys: pytest.Capture
     out = capsys.readouterr().out
     for words in ("comment '1'", " spaces behind the header", "tensors in another order"):
         assert f"{words}, which changes nothing" in out
-    assert "a run compares, and no replay" in out
+    assert "Only a run, not a replay, compares the answer" in out
     _, out = replayed(tmp_path, capsys, metadata, tensors, port())
     assert "changes nothing" not in out
     assert "no replay" not in out

@@ -7,7 +7,6 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import hypothesis
 import numpy as np
@@ -15,12 +14,12 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.errors import FlakyFailure, FlakyStrategyDefinition
 
-from spec_tests import plugin
 from spec_tests.compare import Example, NonConformance
 from spec_tests.config import BlockConfig
 from spec_tests.meta.processes import Ended, mdnc_spec
 from spec_tests.numeric import Numeric
 from spec_tests.oracle import forward, judge
+from spec_tests.outcomes import failure_of
 from spec_tests.subjects import load_subject
 from spec_tests.subjects.base import AtOnce, Crashed, Refused, SubjectError, zeros
 from spec_tests.subjects.port_block import _described
@@ -227,33 +226,23 @@ def test_a_hang_ends_a_drawn_test_at_once(load: Loader) -> None:
         block.forward(CASE.x(), False)
 
 
-class Item:
-    """As much of a test as a failure is told of."""
-
-    nodeid = "t::a"
-
-    def iter_markers(self, _name: str) -> list[pytest.Mark]:
-        return [pytest.mark.clause("9.8").mark]
-
-
 def test_what_hypothesis_makes_of_failures_is_told_as_they_are() -> None:
     """A test that ended at once, and one that could not be repeated, are the subject's doing."""
-    item: Any = Item()
     try:
         try:
             raise AtOnce(Crashed("it crashed", "a call"))
         finally:
             raise FlakyStrategyDefinition("drew less")
     except FlakyStrategyDefinition as error:
-        status, failure = plugin._failure(item, error)
+        status, failure = failure_of(error, "t::a", "9.8")
     assert (status, failure.clause, failure.got) == ("failed", "9.8", "it crashed")
     wrong = NonConformance("9.8", "the output", "1", "2", Example({}))
-    status, failure = plugin._failure(item, FlakyFailure("flaky", [wrong]))
+    status, failure = failure_of(FlakyFailure("flaky", [wrong]), "t::a", "9.8")
     assert (status, failure.got) == ("failed", "1; the same example gave another result before")
-    status, failure = plugin._failure(item, FlakyStrategyDefinition("drew less"))
+    status, failure = failure_of(FlakyStrategyDefinition("drew less"), "t::a", "9.8")
     assert status == "errored"
     assert "took another course when it ran again" in failure.got
-    status, failure = plugin._failure(item, AtOnce(SubjectError("not judged: too late")))
+    status, failure = failure_of(AtOnce(SubjectError("not judged: too late")), "t::a", "9.8")
     assert (status, failure.got) == ("errored", "not judged: too late")
 
 

@@ -79,6 +79,47 @@ def _how(status: int) -> str:
         return f"was killed by signal {-status}"
 
 
+class Incoming:
+    """A reply of at most `largest` bytes as it comes: `received` holds it, `header` is known once that suffices."""
+
+    def __init__(self, largest: int) -> None:
+        self.received, self.largest = bytearray(), largest
+        self.header: wire.Header | None = None
+        # Where the body begins, once that is known, and how many bytes are awaited at least.
+        self.start, self.wanted = 0, wire.HEAD
+
+    def feed(self, chunk: bytes) -> bool:
+        """Take more bytes; whether the reply is whole.
+
+        Raises:
+            PortError: it is too large, or more than a reply came.
+            WireError: it is no message of the protocol.
+        """
+        self.received += chunk
+        while self.header is None and len(self.received) >= self.wanted:
+            self._read_head()
+        if self.header is None or len(self.received) < self.wanted:
+            return False
+        if len(self.received) > self.wanted:
+            more = _quoted(self.received[self.wanted :])
+            raise PortError("garbage", f"it wrote {more} behind its reply")
+        return True
+
+    def _read_head(self) -> None:
+        """The length of the header, then the header itself."""
+        if not self.start:
+            try:
+                self.start = self.wanted = 8 + wire.header_length(self.received)
+            except wire.WireError as error:
+                raise PortError("garbage", f"it wrote {_quoted(self.received)}; {error}") from error
+            return
+        self.header = wire.parse_header(self.received[8 : self.start])
+        if self.header.body > self.largest:
+            text = f"its reply claims {self.header.body:,} bytes; allowed are {self.largest:,}"
+            raise PortError("garbage", text)
+        self.wanted = self.start + self.header.body
+
+
 class Process:
     """One running port. Any PortError ends it; a new one must be started then."""
 
@@ -126,22 +167,21 @@ class Process:
             PortError: no reply, not in time, or not one of at most `largest` bytes; the process has ended then.
         """
         try:
-            return self._exchange(memoryview(request), limit, seconds, largest)
+            return self._exchange(memoryview(request), limit, seconds, Incoming(largest))
         except wire.WireError as error:
-            raise self._failure("garbage", f"its reply is no message of the protocol: {error}") from error
-        except PortError:
-            raise
+            self.kill()
+            raise PortError("garbage", f"its reply is no message of the protocol: {error}") from error
         except BaseException:
-            # Interrupted: what it still answers would be taken for the reply to another request.
+            # Interrupted, too: what it still answers would be taken for the reply to another request.
             self.kill()
             raise
 
     def _exchange(
-        self, request: memoryview, limit: str, seconds: float, largest: int
+        self, request: memoryview, limit: str, seconds: float, reply: Incoming
     ) -> tuple[wire.Header, bytearray, int]:
         early = self._read(self._out)
         if early:
-            raise self._failure("garbage", f"it wrote {_quoted(early)} after its last reply, before it was asked")
+            raise PortError("garbage", f"it wrote {_quoted(early)} after its last reply, before it was asked")
         self._drain()
         self._since = len(self._said)
         deadline = time.monotonic() + seconds
@@ -149,7 +189,6 @@ class Process:
         request = self._write(self._behind_rest(request))
         if request:
             poll.register(self._in, select.POLLOUT)
-        received, wanted, header, start = bytearray(), wire.HEAD, None, 0
         # To sleep and be woken costs more than most replies: look again for a moment, and let others run meanwhile.
         soon = time.monotonic() + SOON_SECONDS
         while not poll.poll(0) and time.monotonic() < soon:
@@ -168,41 +207,23 @@ class Process:
                     poll.unregister(self._in)
             chunk = self._read(self._out) if self._out in events else None
             if chunk == b"":
-                raise self._failure("ended", self._ending(received))
+                raise PortError("ended", self._ending(reply.received))
             if not events and self._popen.poll() is not None:
                 left_behind = "; a process that it started still holds its standard output"
-                raise self._failure("ended", self._ending(received) + left_behind)
-            if not chunk and left <= 0:
-                raise self._late(received, f"{seconds:g} s (--timeout {limit}=…)")
-            received += chunk or b""
-            while len(received) >= wanted:
-                if header is not None:
-                    if len(received) > wanted:
-                        more = received[wanted:]
-                        raise self._failure("garbage", f"it wrote {_quoted(more)} behind its reply")
-                    if request:
-                        poll.unregister(self._in)
-                        self._rest = bytes(request)
-                    return header, received, start
-                if start == 0:
-                    try:
-                        start = wanted = 8 + wire.header_length(received)
-                    except wire.WireError as error:
-                        raise self._failure("garbage", f"it wrote {_quoted(received)}; {error}") from error
-                else:
-                    header = wire.parse_header(received[8:start])
-                    if header.body > largest:
-                        text = f"its reply claims {header.body:,} bytes; allowed are {largest:,}"
-                        raise self._failure("garbage", text)
-                    wanted = start + header.body
+                raise PortError("ended", self._ending(reply.received) + left_behind)
+            if chunk and reply.feed(chunk) and reply.header is not None:
+                if request:
+                    poll.unregister(self._in)
+                    self._rest = bytes(request)
+                return reply.header, reply.received, reply.start
             if left <= 0:
-                raise self._late(received, f"{seconds:g} s (--timeout {limit}=…)")
+                raise self._late(reply.received, f"{seconds:g} s (--timeout {limit}=…)")
 
     def _late(self, received: bytearray, time_out: str) -> PortError:
         if self._deaf:
-            return self._failure("ended", "it closed its standard input and sent no reply")
+            return PortError("ended", "it closed its standard input and sent no reply")
         got = f"it stopped after {len(received)} bytes, {_quoted(received)}" if received else "nothing came"
-        return self._failure("late", f"no reply within {time_out}; {got}")
+        return PortError("late", f"no reply within {time_out}; {got}")
 
     def _behind_rest(self, request: memoryview) -> memoryview:
         """A request with what is left of the one before it, which the port may still be reading."""
@@ -254,10 +275,6 @@ class Process:
         status = self._wait(TERMINATE_SECONDS)
         how = "closed its standard output and went on" if status is None else _how(status)
         return f"it {how}" + (f", after only {_quoted(received)} of a reply" if received else " instead of a reply")
-
-    def _failure(self, kind: str, message: str) -> PortError:
-        self.kill()
-        return PortError(kind, message)
 
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
