@@ -63,71 +63,25 @@ def _requests(folder: str | None) -> str:
 def _judge(options: argparse.Namespace) -> int:
     import gc
 
-    import pytest
     from rich.console import Console
 
-    from spec_tests import campaign, plugin, seeding
-    from spec_tests.collector import Collector
-    from spec_tests.report.files import check_writable
+    from spec_tests import plugin
     from spec_tests.report.model import Diagnosed, Report, now
-    from spec_tests.report.terminal import Live, show
+    from spec_tests.report.terminal import show
 
     started, clock = now(), monotonic()
-    try:
-        if options.database and not options.database.startswith(REDIS):
-            check_writable(Path(options.database))
-        seeding.database(options.database or "")
-    except Exception as error:  # whatever the client of a database raises
-        print(f"mdnc-spec run: --database {options.database} cannot be used: {error}", file=sys.stderr)
+    if not _usable(options):
         return NOT_JUDGED
-    if options.report is not None:
-        try:
-            check_writable(options.report)
-        except OSError as error:
-            # Said at once; the verdict is told all the same.
-            print(f"mdnc-spec run: --report {options.report} cannot be written to: {error}", file=sys.stderr)
     sys.path.insert(0, str(Path.cwd()))
     seed = plugin.resolve_seed(options.profile, options.seed, options.budget is not None)
     console = Console(highlight=False)
-    arguments = [
-        *(*chapter_run.arguments(), "-p", "no:logging"),
-        *("--timeout", options.timeout, "--device", options.device, "--requests", _requests(options.requests)),
-        *("--subject", options.subject, "--database", options.database or ""),
-    ]
     if seed is not None:
         with printing():
             print(f"seed {seed}", flush=True)
-    for clause in options.clause:
-        arguments += ["--clause", clause]
-    if options.until_first_failure:
-        # In the order of the specification, so in one process.
-        arguments.append("--until-first-failure")
-        options.workers = 1
-    if options.shard is not None:
-        arguments += ["--shard", "{}/{}".format(*options.shard)]
-    if options.workers > 1:
-        arguments += ["-p", "xdist.plugin", "-n", str(options.workers), "--dist", "worksteal"]
-
     interrupt_once()
-    collector = Collector()
-    collector.verdict.shard = options.shard is not None
-    live = Live(console)
     # Frameworks leave millions of objects behind, which a run never frees: look at them less often.
     gc.set_threshold(50_000, 50, 100)
-    with live.progress:
-        if options.budget is not None and seed is not None:
-            plugins = (live, collector)
-            known = {entry.test for entry in options.known_failures or ()}
-            ended, rounds = campaign.run(arguments, plugins, collector, options.profile, seed, options.budget, known)
-            with printing():
-                console.print(rounds)
-        else:
-            chosen = ["--profile", options.profile, *(["--seed", str(seed)] if seed is not None else [])]
-            ended = pytest.main([*arguments, *chosen], plugins=[live, collector])
-    verdict = collector.verdict
-    usual = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
-    if ended not in usual and not (verdict.interrupted or verdict.stopped or verdict.troubles):
-        verdict.troubles.append(f"pytest ended with {ended!r}")
+    verdict = _tested(options, seed, console)
     entries = options.known_failures
     compared = known_failures.compare(entries, verdict) if entries is not None else None
     all_known = compared is not None and not compared.differences
@@ -151,6 +105,72 @@ def _judge(options: argparse.Namespace) -> int:
         command=shlex.join(["mdnc-spec", *options.given]),
     )
     return _write(report.beside(compared), options.report, console)
+
+
+def _usable(options: argparse.Namespace) -> bool:
+    """Whether the database can be used; what cannot be written to is told, before the time of a run is spent."""
+    from spec_tests import seeding
+    from spec_tests.report.files import check_writable
+
+    try:
+        if options.database and not options.database.startswith(REDIS):
+            check_writable(Path(options.database))
+        seeding.database(options.database or "")
+    except Exception as error:  # whatever the client of a database raises
+        print(f"mdnc-spec run: --database {options.database} cannot be used: {error}", file=sys.stderr)
+        return False
+    try:
+        if options.report is not None:
+            check_writable(options.report)
+    except OSError as error:
+        # The verdict is told all the same.
+        print(f"mdnc-spec run: --report {options.report} cannot be written to: {error}", file=sys.stderr)
+    return True
+
+
+def _pytest_arguments(options: argparse.Namespace) -> list[str]:
+    """What pytest is told, but for the profile and the seed."""
+    arguments = [
+        *(*chapter_run.arguments(), "-p", "no:logging"),
+        *("--timeout", options.timeout, "--device", options.device, "--requests", _requests(options.requests)),
+        *("--subject", options.subject, "--database", options.database or ""),
+        *(word for clause in options.clause for word in ("--clause", clause)),
+    ]
+    if options.shard is not None:
+        arguments += ["--shard", "{}/{}".format(*options.shard)]
+    if options.until_first_failure:
+        # In the order of the specification, so in one process.
+        arguments.append("--until-first-failure")
+    elif options.workers > 1:
+        arguments += ["-p", "xdist.plugin", "-n", str(options.workers), "--dist", "worksteal"]
+    return arguments
+
+
+def _tested(options: argparse.Namespace, seed: int | None, console: Console) -> Verdict:
+    """Run the tests, with rounds of new examples behind them where there is a budget."""
+    import pytest
+
+    from spec_tests import campaign
+    from spec_tests.collector import Collector
+    from spec_tests.report.terminal import Live
+
+    arguments, collector, live = _pytest_arguments(options), Collector(), Live(console)
+    collector.verdict.shard = options.shard is not None
+    with live.progress:
+        if options.budget is not None and seed is not None:
+            plugins = (live, collector)
+            known = {entry.test for entry in options.known_failures or ()}
+            ended, rounds = campaign.run(arguments, plugins, collector, options.profile, seed, options.budget, known)
+            with printing():
+                console.print(rounds)
+        else:
+            chosen = ["--profile", options.profile, *(["--seed", str(seed)] if seed is not None else [])]
+            ended = pytest.main([*arguments, *chosen], plugins=[live, collector])
+    verdict = collector.verdict
+    usual = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
+    if ended not in usual and not (verdict.interrupted or verdict.stopped or verdict.troubles):
+        verdict.troubles.append(f"pytest ended with {ended!r}")
+    return verdict
 
 
 def _write(report: Report, folder: Path, console: Console) -> int:

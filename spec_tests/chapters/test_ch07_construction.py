@@ -58,6 +58,45 @@ def repetition(one: Array, two: Array, same: bool) -> int | None:
     return None
 
 
+def limit_of(config: BlockConfig, name: str) -> float:
+    """The largest magnitude of the drawn tensor `name`: 1/√f, f being the fan-in of its convolution."""
+    layer = next(layer for layer in config.layers() if layer.name == name.rpartition(".")[0])
+    return 1 / math.sqrt(layer.in_planes * math.prod(layer.kernel))
+
+
+def judge_constants(config: BlockConfig, state: dict[str, Array], example: Example) -> None:
+    for name, (clause, meaning, value) in constants(config).items():
+        got = sorted(set(np.ravel(state[name]).tolist()))
+        equal(clause, f"values of the {meaning} {name}", got, [value], example)
+
+
+def judge_drawn(name: str, drawn: Array, limit: float, example: Example) -> None:
+    """One tensor: its range, that it is not constant, and that no filter comes twice."""
+    largest, distinct = float(np.abs(drawn).max()), np.unique(drawn).size
+    # One float32 rounding of the limit itself.
+    within_range = largest <= limit * (1 + 2**-23)
+    holds("7.7", f"largest magnitude of {name}", within_range, largest, f"at most {limit}", example)
+    varied = distinct > 1 or drawn.size == 1
+    holds("7.8", f"distinct values of {name}", varied, distinct, "more than one", example)
+    # A filter of several weights twice, whatever their signs: by chance once in 2^46 pairs at most.
+    rows = np.abs(drawn.reshape(len(drawn), -1))
+    different = len(np.unique(rows, axis=0)) if rows.shape[1] > 1 else len(rows)
+    what = f"filters of {name} that differ in more than signs"
+    holds("7.7", what, different == len(rows), different, f"all {len(rows)}", example)
+
+
+def judge_independence(config: BlockConfig, drawn: dict[str, Array], example: Example) -> None:
+    """No tensor is another one, and none is another one or itself, shifted and scaled, whatever the signs."""
+    for one, two in combinations([n for n, v in drawn.items() if v.size > 1], 2):
+        alike = np.array_equal(np.ravel(drawn[one]), np.ravel(drawn[two]))
+        holds("7.8", f"{one} and {two}", not alike, "equal values", "different values", example)
+    scaled = {n: np.abs(np.ravel(v)) / limit_of(config, n) for n, v in drawn.items() if v.size >= REPEATED}
+    for one, two in combinations_with_replacement(scaled, 2):
+        lag = repetition(scaled[one], scaled[two], one == two)
+        words = f"{one}, shifted by {lag}, repeats itself" if one == two else f"{two}, shifted by {lag}, is {one}"
+        holds("7.7", "the drawn numbers", lag is None, words, "independent ones", example)
+
+
 @pytest.mark.clause("7.4", "7.5", "7.6", "7.7", "7.8")
 @pytest.mark.needs("init")
 @given(arguments=geometries(), seed=st.integers(0, 2**31 - 1))
@@ -73,50 +112,11 @@ def test_values_at_construction(subject: Subject, arguments: dict[str, Any], see
         config = BlockConfig.of(**{**arguments, "scaler": "down" if seed % 2 else "up", **names})
         state = subject.build(config.arguments(), seed=seed if "seed" in subject.features else None).state()
         example = Example.of(config)
-        fixed = constants(config)
-        for name, (clause, meaning, value) in fixed.items():
-            got = sorted(set(np.ravel(state[name]).tolist()))
-            equal(clause, f"values of the {meaning} {name}", got, [value], example)
-        drawn = {name: np.ravel(state[name]) for name in config.parameters() if name not in fixed}
-        fan_in = {layer.name: layer.in_planes * math.prod(layer.kernel) for layer in config.layers()}
+        judge_constants(config, state, example)
+        drawn = {name: state[name] for name in config.parameters() if name not in constants(config)}
         for name, values in drawn.items():
-            limit = 1 / math.sqrt(fan_in[name.rpartition(".")[0]])
-            largest = float(np.abs(values).max())
-            # One float32 rounding of the limit itself.
-            holds(
-                "7.7",
-                f"largest magnitude of {name}",
-                largest <= limit * (1 + 2**-23),
-                largest,
-                f"at most {limit}",
-                example,
-            )
-            distinct = np.unique(values).size
-            holds(
-                "7.8",
-                f"distinct values of {name}",
-                distinct > 1 or values.size == 1,
-                distinct,
-                "more than one",
-                example,
-            )
-            # A filter of several weights twice, whatever their signs: by chance once in 2^46 pairs at most.
-            rows = np.abs(state[name].reshape(len(state[name]), -1))
-            different = len(np.unique(rows, axis=0)) if rows.shape[1] > 1 else len(rows)
-            what = f"filters of {name} that differ in more than signs"
-            holds("7.7", what, different == len(rows), different, f"all {len(rows)}", example)
-        for one, two in combinations([n for n, v in drawn.items() if v.size > 1], 2):
-            alike = np.array_equal(drawn[one], drawn[two])
-            holds("7.8", f"{one} and {two}", not alike, "equal values", "different values", example)
-        scaled = {
-            name: np.abs(values) * math.sqrt(fan_in[name.rpartition(".")[0]])
-            for name, values in drawn.items()
-            if values.size >= REPEATED
-        }
-        for one, two in combinations_with_replacement(scaled, 2):
-            lag = repetition(scaled[one], scaled[two], one == two)
-            words = f"{one}, shifted by {lag}, repeats itself" if one == two else f"{two}, shifted by {lag}, is {one}"
-            holds("7.7", "the drawn numbers", lag is None, words, "independent ones", example)
+            judge_drawn(name, values, limit_of(config, name), example)
+        judge_independence(config, drawn, example)
 
 
 @pytest.mark.clause("7.7")
@@ -131,10 +131,7 @@ def test_distribution_at_construction(subject: Subject, normalizer: str) -> None
         state = block.state()
         for name, shape in config.parameters().items():
             if len(shape) == 4 or (normalizer == "null" and name.endswith("bias")):
-                layer = next(found for found in config.layers() if found.name == name.rpartition(".")[0])
-                scaled = np.sort(np.ravel(state[name]).astype(np.float64)) * math.sqrt(
-                    layer.in_planes * math.prod(layer.kernel)
-                )
+                scaled = np.sort(np.ravel(state[name]).astype(np.float64)) / limit_of(config, name)
                 n = scaled.size
                 uniform = (np.clip(scaled, -1, 1) + 1) / 2
                 distance = float(max(np.max(np.arange(1, n + 1) / n - uniform), np.max(uniform - np.arange(n) / n)))

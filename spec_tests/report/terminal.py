@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import pytest
 from rich.console import Console
@@ -164,10 +164,8 @@ def summary(verdict: Verdict) -> str:
     if status == BROKEN and verdict.stopped and verdict.broken():
         return f"does not conform; the first broken clause is {', '.join(verdict.broken())}, the rest was not judged"
     if status == BROKEN:
-        rest = "; the rest was not judged" * verdict.stopped
-        return (
-            f"does not conform: broken {', '.join([*verdict.broken(), *['the conduct'] * bool(verdict.conduct)])}{rest}"
-        )
+        broken = ", ".join([*verdict.broken(), *["the conduct"] * bool(verdict.conduct)])
+        return f"does not conform: broken {broken}" + "; the rest was not judged" * verdict.stopped
     if status == NOT_JUDGED:
         empty = verdict.shard and not verdict.outcomes and not verdict.troubles
         return "could not be judged" + (": no test of what was selected is in this shard" if empty else "")
@@ -193,6 +191,24 @@ def show(
     expected = known.expected if known is not None else {}
     for line in chapter_lines(verdict):
         console.print(Text(line), soft_wrap=True)
+    _show_figures(console, verdict)
+    _show_causes(console, subject, causes(verdict, explained, expected, unfolded), diagnosis)
+    _show_troubles(console, verdict, expected)
+    _show_unsupported(console, verdict)
+    for entry in expected.values():
+        text = f"KNOWN {entry.clause} {entry.test}: {entry.message} ({entry.reason})"
+        console.print(Text(hanging(text), "yellow"), soft_wrap=True)
+    for difference in known.differences if known is not None else ():
+        console.print(Text(f"KNOWN FAILURES {hanging(difference)}", "bold red"), soft_wrap=True)
+    console.print()
+    status = known.status(verdict) if known is not None else verdict.exit_status()
+    style = {CONFORMS: "bold green", BROKEN: "bold red"}.get(status, "bold yellow")
+    last = (known.summary(verdict) if known is not None else "") or summary(verdict)
+    console.print(Text(f"{subject} {last}", style), soft_wrap=True)
+
+
+def _show_figures(console: Console, verdict: Verdict) -> None:
+    """How much the numeric examples say, how close they come to their bounds, and the grade."""
     vacuous, numeric = verdict.vacuous()
     if numeric:
         clause, ratio = verdict.closest()
@@ -204,19 +220,26 @@ def show(
     if graded:
         grade = "strict" if held == graded else "lenient"
         of = counted(graded, "graded example is", "graded examples are")
-        told_grade = f"grade: {grade} ({held:,} of {of} within the strict bounds)"
-        console.print(Text(told_grade), soft_wrap=True)
-    told_lines = [Text(f"    {hanging(line)}") for line in diagnosis]
-    told_lines[:0] = [Text("DIAGNOSIS", "bold cyan")] * bool(told_lines)
-    for cause in causes(verdict, explained, expected, unfolded):
-        # The diagnosis is that of the numbers: it stands by the first cause that has any.
-        here = told_lines if any(broken.chapter in NUMERIC for broken in cause.all()) else []
-        told_lines = [] if here else told_lines
+        console.print(Text(f"grade: {grade} ({held:,} of {of} within the strict bounds)"), soft_wrap=True)
+
+
+def _show_causes(console: Console, subject: str, found: Iterable[Cause], diagnosis: Sequence[str]) -> None:
+    """The failures in the order in which to mend them; the diagnosis is that of the numbers, by the first with any."""
+    waiting = (
+        [Text("DIAGNOSIS", "bold cyan"), *(Text(f"    {hanging(line)}") for line in diagnosis)] if diagnosis else []
+    )
+    for cause in found:
+        here = waiting if any(broken.chapter in NUMERIC for broken in cause.all()) else []
+        waiting = [] if here else waiting
         _show_cause(console, cause, subject, here)
-    if told_lines:
+    if waiting:
         console.print()
-    for line_of_it in told_lines:
-        console.print(line_of_it, soft_wrap=True)
+    for line in waiting:
+        console.print(line, soft_wrap=True)
+
+
+def _show_troubles(console: Console, verdict: Verdict, expected: Collection[str]) -> None:
+    """What kept the run from judging, and what was wrong beside the calls; failures of `expected` tests are known."""
     told: set[Failure] = set()
     for outcome in verdict.errors():
         if outcome.failure and outcome.failure not in told and outcome.test not in expected:
@@ -228,24 +251,17 @@ def show(
     if unreached:
         console.print(Text(f"ERROR no check was reached for {listed('clause', unreached)}", "magenta"), soft_wrap=True)
     for complaint in verdict.conduct:
-        if conduct_test(complaint) in expected:
-            continue
-        console.print(Text(f"FAILED conduct (PROTOCOL.md): {hanging(complaint)}", "bold red"), soft_wrap=True)
+        if conduct_test(complaint) not in expected:
+            console.print(Text(f"FAILED conduct (PROTOCOL.md): {hanging(complaint)}", "bold red"), soft_wrap=True)
+
+
+def _show_unsupported(console: Console, verdict: Verdict) -> None:
+    """What the subject does not offer, and the clauses that could not be judged for it."""
     lost = verdict.lost()
     for feature, clauses in verdict.unsupported().items():
         parts = {
             "lost clauses": [c for c in clauses if c in lost],
             "judged without it": [c for c in clauses if c not in lost],
         }
-        told_parts = "; ".join(f"{words}: {', '.join(found)}" for words, found in parts.items() if found)
-        console.print(Text(f"UNSUPPORTED {feature!r}, {told_parts}", "yellow"), soft_wrap=True)
-    for entry in expected.values():
-        text = f"KNOWN {entry.clause} {entry.test}: {entry.message} ({entry.reason})"
-        console.print(Text(hanging(text), "yellow"), soft_wrap=True)
-    for difference in known.differences if known is not None else ():
-        console.print(Text(f"KNOWN FAILURES {hanging(difference)}", "bold red"), soft_wrap=True)
-    console.print()
-    status = known.status(verdict) if known is not None else verdict.exit_status()
-    style = {CONFORMS: "bold green", BROKEN: "bold red"}.get(status, "bold yellow")
-    last = (known.summary(verdict) if known is not None else "") or summary(verdict)
-    console.print(Text(f"{subject} {last}", style), soft_wrap=True)
+        told = "; ".join(f"{words}: {', '.join(found)}" for words, found in parts.items() if found)
+        console.print(Text(f"UNSUPPORTED {feature!r}, {told}", "yellow"), soft_wrap=True)
