@@ -110,6 +110,21 @@ RUNS: dict[str, tuple[str, int, str]] = {
         0,
         "conforms: 1 clause",
     ),
+    "mdnc-spec run --subject py:spec_tests.faults.blocks:eps_1e3_everywhere": (
+        "mdnc-spec run --subject py:spec_tests.faults.blocks:eps_1e3_everywhere --clause 4.5 --no-diagnosis",
+        1,
+        "does not conform: broken 4.5",
+    ),
+    "./port < hello.request": (
+        "cp call.request hello.request && ./port < hello.request > reply && test -s reply",
+        0,
+        "",
+    ),
+    "python -c 'import spec_tests; print(*spec_tests.__path__)'": (
+        "python -c 'import spec_tests; print(*spec_tests.__path__)'",
+        0,
+        "spec_tests$",
+    ),
     "python my-port/port.py < FILE": ("MYPORT python my-port/port.py < call.request > reply && test -s reply", 0, ""),
     "python tools/regenerate_golden.py": ("cd ROOT && python tools/regenerate_golden.py -k smallest", 0, "0 changed"),
 }
@@ -259,7 +274,7 @@ def test_the_verdict_of_the_readme(place: Path) -> None:
     pytest.importorskip("torch")
     run = "mdnc-spec run --subject py:mypackage.blocks:Bottleneck --clause 4.7"
     status, out = shell(run, place, documents.tools(place.parent / "bin"))
-    shown = documents.settled(block_below("README.md", "A verdict, on a port"))
+    shown = documents.settled(block_below("README.md", "A verdict, on a class"))
     assert run in shown
     assert status == 1
     # The share of vacuous examples is left out there.
@@ -374,9 +389,9 @@ def test_install(text: str) -> None:
     wanted = [word for word in shlex.split(text.partition("install")[2]) if not word.startswith("-")]
     assert wanted
     for requirement in wanted:
-        found = re.fullmatch(r"([\w-]+)(?:\[(\w+)\])?", requirement)
+        found = re.fullmatch(r"([\w-]+|\.)(?:\[(\w+)\])?", requirement)
         assert found
-        assert found[1] in (name[1], "nox")
+        assert found[1] in (name[1], ".", "nox")
         assert found[2] is None or re.search(rf"^{found[2]} = ", extras, re.MULTILINE)
 
 
