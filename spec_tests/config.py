@@ -256,7 +256,11 @@ class BlockConfig:
         return (shape[0], self.out_planes, *shortcut)
 
     def layer_shapes(self, shape: Sequence[int]) -> Iterator[tuple[Layer, tuple[int, int, int, int]]]:
-        """Every layer with the shape of its output, for a legal input `shape`."""
+        """Every layer with the shape (N, C, H, W) of its output, for an input of `shape`.
+
+        Raises:
+            ValueError: the block does not take this shape (clauses 3.6, 3.8).
+        """
         self.output_shape(shape)
         size: Pair = (shape[2], shape[3])
         branch = ""
@@ -275,7 +279,11 @@ class BlockConfig:
             yield layer, (shape[0], layer.out_planes, *size)
 
     def single_element_norm(self, shape: Sequence[int], training: bool) -> Layer | None:
-        """The first norm with one element only to normalize, for a legal input `shape` (clauses 3.11, 3.12)."""
+        """The first norm with one element only to normalize, for an input of `shape` (clauses 3.11, 3.12).
+
+        Raises:
+            ValueError: the block does not take this shape (clauses 3.6, 3.8), whatever the norms.
+        """
         if self.normalizer == "batch" and not training:
             return None
         for layer, (batch, _, height, width) in self.layer_shapes(shape):

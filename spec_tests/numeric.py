@@ -68,11 +68,11 @@ class Numeric:
         return dict(self._drawn()[0])
 
     def x(self) -> Array:
-        """A new array with the input."""
+        """A new array with the input, (N, C, H, W)."""
         return np.array(self._drawn()[1])
 
     def dy(self) -> Array:
-        """A new array with the gradient that arrives at the output: standard normal numbers."""
+        """A new array with the gradient that arrives at the output, (N, D, H', W'): standard normal numbers."""
         return np.array(self._drawn()[2])
 
     def code(self) -> str:

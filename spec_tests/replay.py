@@ -15,10 +15,11 @@ from spec_tests.oracle import Bounded, Forward, forward, judge, suspects, vjp
 from spec_tests.streams import say
 from spec_tests.subjects import load_subject
 from spec_tests.subjects.base import Array, SubjectError
-from spec_tests.subjects.process import PortError, shown
+from spec_tests.subjects.process import PortError
 from spec_tests.subjects.stdio import StdioSubject, answered
 from spec_tests.subjects.wire import ARGUMENTS, ID_DIGITS, LONG_NAMES, Header, WireError, arguments, read_message
 from spec_tests.verdict import BROKEN, CONFORMS, NOT_JUDGED
+from spec_tests.words import shown
 
 _ID = re.compile(rf"[0-9]{{{ID_DIGITS}}}")
 _KEYS = {"op", "id", "bytes", "protocol", "mode", "dtype", "shape", "seed", *(f"cfg.{name}" for name in ARGUMENTS)}

@@ -18,3 +18,9 @@ def listed(noun: str, names: Collection[str]) -> str:
 def hanging(text: str) -> str:
     """A text whose further lines are indented, so that they belong to the first."""
     return "\n      ".join(text.splitlines())
+
+
+def shown(text: str, limit: int = 2000) -> str:
+    """What another program wrote, for people: at most `limit` characters, and none that steers a terminal."""
+    cut = text if len(text) <= limit else f"{text[:limit]}…"
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in cut)

@@ -64,6 +64,10 @@ class BlockBottleneck2d(nn.Module):
         layer_order: ``"new"`` (norm, activation, conv) or ``"old"`` (conv, norm, activation).
         scaler: ``"down"`` (strided convolution) or ``"up"`` (bilinear, corners aligned).
 
+    Attributes:
+        conv1, conv2, conv3: the residual branch, in sequence.
+        in_node: the projection, or None where the shortcut is the identity.
+
     Raises:
         TypeError, ValueError: an argument of a wrong type, or of a wrong value.
     """

@@ -23,9 +23,10 @@ from spec_tests.outcomes import failure_of
 from spec_tests.subjects import load_subject
 from spec_tests.subjects.base import AtOnce, Crashed, Refused, SubjectError, zeros
 from spec_tests.subjects.port_block import _described
-from spec_tests.subjects.process import STDERR_KEPT, Process, Timeouts, shown
+from spec_tests.subjects.process import STDERR_KEPT, Process, Timeouts
 from spec_tests.subjects.stdio import FAILURES_PER_TEST, StdioSubject
 from spec_tests.subjects.wire import WireError, encode, number, read_message
+from spec_tests.words import shown
 
 HERE = Path(__file__).parent
 CONFIG = BlockConfig.of(2, 3, stride=2, normalizer="batch")

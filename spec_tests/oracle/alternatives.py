@@ -20,6 +20,7 @@ from spec_tests.oracle.upsample import Axis, resample, resample_vjp
 
 
 def plus(a: Bounded, b: Bounded) -> Bounded:
+    """The exact sum of two results, with the sum of their bounds."""
     return Bounded(a.value + b.value, a.bound + b.bound)
 
 
@@ -130,6 +131,7 @@ def activate(x: Bounded, a: Array, how: str, side: str, arith: Arith) -> tuple[B
 
 
 def activate_vjp(saved: Any, dy: Bounded, arith: Arith) -> tuple[Bounded, Bounded]:
+    """The gradients dx (N, C, H, W) and da (C) of what `activate` of this module saved."""
     inner, sign, jacobian = saved
     dy = Bounded(sign * dy.value, dy.bound)
     dx = activation.activate_vjp(inner, dy, arith)
@@ -178,6 +180,7 @@ class FixedActStep:
 
 
 def unbiased(given: Moments) -> Moments:
+    """The same mean with the variance times n/(n - 1)."""
     factor = given.n / (given.n - 1)
     variance = Bounded(factor * given.variance.value, factor * given.variance.bound)
     return Moments(given.mean, variance, given.spread, given.axes, given.n)
@@ -190,6 +193,7 @@ def each_channel(new: Bounded, channels: int) -> Bounded:
 
 
 def affine(g: Array | None, b: Array | None, how: str) -> tuple[Array | None, Array | None]:
+    """Scale and shift, (C, 1, 1) each, as the wrong rule `how` uses them; None where it uses none."""
     if g is None or b is None:
         return g, b
     return {
@@ -262,4 +266,5 @@ def _axis(length: int, target: int, how: str, roundoff: float) -> Axis:
 
 
 def axes(length: Pair, target: Pair, how: str, roundoff: float) -> tuple[Axis, Axis]:
+    """The two maps from (H, W) to `target`, by the interpolation `how`."""
     return _axis(length[0], target[0], how, roundoff), _axis(length[1], target[1], how, roundoff)

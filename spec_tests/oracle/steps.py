@@ -18,7 +18,10 @@ from spec_tests.oracle.bounds import Arith, Array, Bounded
 
 @dataclass(slots=True)
 class Run:
-    """One call: the state as float64 arrays, and what the steps leave behind."""
+    """One call: the state as float64 arrays, and what the steps leave behind.
+
+    `statistics` are the buffers after the call, `gradients` those of the parameters, each multiplied by `reduction`.
+    """
 
     state: dict[str, Array]
     training: bool
@@ -33,6 +36,7 @@ class Run:
         return None if array is None else array.reshape(-1, 1, 1)
 
     def add_gradient(self, name: str, gradient: Bounded) -> None:
+        """Add `gradient`, times `reduction`, to what the parameter `name` has received."""
         if self.reduction != 1:
             gradient = Bounded(self.reduction * gradient.value, self.reduction * gradient.bound)
         if name in self.gradients:
@@ -41,7 +45,11 @@ class Run:
 
 
 class Step(Protocol):
-    """One layer of a branch."""
+    """One layer of a branch.
+
+    `forward` maps x (N, C, H, W) to y (N, C', H', W') and returns with it what `vjp` needs. `vjp` maps dy, shaped as y,
+    to dx, shaped as x, and adds the gradients of the layer's parameters to `run.gradients`.
+    """
 
     @property
     def name(self) -> str: ...

@@ -13,8 +13,9 @@ from spec_tests.due import Due, answer_due, entry_text
 from spec_tests.subjects import wire
 from spec_tests.subjects.base import SubjectError
 from spec_tests.subjects.odd_messages import CONFIG, Probe, message, probes, tensors_of
-from spec_tests.subjects.process import PortError, Process, shown
+from spec_tests.subjects.process import PortError, Process
 from spec_tests.subjects.stdio import STDERR, Reply, StdioSubject, answered
+from spec_tests.words import shown
 
 # A crash costs a new process, and a late reply its time-out.
 CRASHES = 3

@@ -60,6 +60,7 @@ def _described(items: tuple[tuple[str, str], ...]) -> dict[str, Entry]:
 
 
 def texts(arguments: Mapping[str, Any]) -> dict[str, str]:
+    """The arguments as the metadata of a request. Raises NotExpressible if one has no text."""
     return {
         f"cfg.{name}": wire.argument_text(arguments[name], NAMED_VALUES.get(name, ()))
         for name in wire.ARGUMENTS

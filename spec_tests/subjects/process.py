@@ -60,12 +60,6 @@ class PortError(Exception):
         super().__init__(message)
 
 
-def shown(text: str, limit: int = 2000) -> str:
-    """What a port wrote, for people: at most `limit` characters, and none that steers a terminal."""
-    cut = text if len(text) <= limit else f"{text[:limit]}…"
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in cut)
-
-
 def _quoted(data: bytes | bytearray) -> str:
     return repr(bytes(data[:QUOTED])) + (f" and {len(data) - QUOTED} bytes more" if len(data) > QUOTED else "")
 

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from spec_tests.subjects.base import Crashed, Refused
-from spec_tests.subjects.process import shown
 from spec_tests.subjects.staying import staying
+from spec_tests.words import shown
 
 # Where the code of libraries lies: Python's own, what is installed, and of that what calls blocks.
 _STANDARD, _INSTALLED = (

@@ -15,7 +15,8 @@ import hypothesis
 from spec_tests.subjects import wire
 from spec_tests.subjects.base import IN_PROCESS, Array, AtOnce, Conduct, Crashed, Refused, Subject, SubjectError
 from spec_tests.subjects.port_block import Doing, PortBlock, texts
-from spec_tests.subjects.process import PortError, Process, Timeouts, shown
+from spec_tests.subjects.process import PortError, Process, Timeouts
+from spec_tests.words import shown
 
 # What the protocol has no words for; nobody can miss it in a port.
 ABSENT = frozenset(

@@ -18,6 +18,7 @@ def kind_of(value: object) -> str:
 
 
 def tensor_of(value: object, what: str) -> torch.Tensor:
+    """`value`, called `what` in messages. Raises Unfit unless it is a tensor."""
     if not isinstance(value, torch.Tensor):
         raise Unfit(f"{what} is {kind_of(value)}, not a tensor")
     return value
@@ -66,4 +67,5 @@ def address(tensor: torch.Tensor) -> int:
 
 
 def spans_of(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, int]]:
+    """First address and number of bytes of each entry."""
     return {name: (t.data_ptr(), t.numel() * t.element_size()) for name, t in state.items()}

@@ -57,6 +57,8 @@ class Tensor(NamedTuple):
 
 @dataclass(frozen=True)
 class Header:
+    """The header of a message: its metadata, and where each tensor lies in the body."""
+
     metadata: dict[str, str]
     tensors: dict[str, Tensor]
 
