@@ -39,7 +39,7 @@ from spec_tests.config import BlockConfig
 from spec_tests.faults.controls import folded
 from spec_tests.generators import INPUT_KINDS, STATE_KINDS, draw_case, draw_input, draw_state, representable
 from spec_tests.oracle import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, TF32, Arith, Bounded, forward, judge, vjp
-from spec_tests.subjects.in_process import own_kernels
+from spec_tests.subjects.kernels import own_kernels
 from tools import command_line
 from tools.numpy_blocks import ALGORITHMS, TF32_PRODUCTS
 

@@ -202,7 +202,10 @@ def build_refused(subject: Subject, clauses: list[str], bad: BadArgument, argume
 @pytest.mark.needs("python")
 def test_missing_and_unknown_arguments(subject: Subject) -> None:
     """The two required arguments cannot be left out, and no eleventh is taken."""
-    for arguments in ({}, {"in_planes": 2}, {"out_planes": 2}, {"in_planes": 2, "out_planes": 3, "bias": 1}):
+    both: dict[str, Any] = {"in_planes": 2, "out_planes": 3}
+    unknown = [{**both, name: value} for name, value in (("bias", 1), ("device", "cpu"), ("dtype", None))]
+    wrong: list[dict[str, Any]] = [{}, {"in_planes": 2}, {"out_planes": 2}, *unknown]
+    for arguments in wrong:
         what = f"building with the arguments {sorted(arguments)}"
         refused(["1.1"], what, "type", Example(arguments), subject.build, arguments)
     eleven = (*BlockConfig.of(2, 3).arguments().values(), None)

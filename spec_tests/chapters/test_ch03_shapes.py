@@ -217,7 +217,7 @@ def test_wrong_shapes_of_the_input(subject: Subject, normalizer: str) -> None:
                 refused(["3.8"], what, "value", example, block.forward, zeros(shape), training)
 
 
-INTEGERS = ("int8", "int16", "int32", "uint8")
+INTEGERS = ("int8", "int16", "int32", "uint8", "uint16", "uint32", "uint64")
 
 
 @pytest.mark.clause("3.9")

@@ -165,6 +165,20 @@ def test_float64(subject: Subject, data: st.DataObject) -> None:
 
 
 @pytest.mark.clause("4.1")
+@pytest.mark.needs("float64", "part", "convert")
+def test_float64_of_a_model(subject: Subject, thin: Thin) -> None:
+    """A model is converted with all of the block's constants: ε too, where variances are near it."""
+    for seed, names in thin(enumerate(named_values())):
+        config = BlockConfig.of(2, 3, **names)
+        numeric = Numeric(config, (2, 2, 4, 5), "near_eps", "near_eps", seed, subject.modes[0], "float64")
+        whole = subject.build(config.arguments()).whole().converted("float64")
+        whole.load({f"module.{name}": value for name, value in numeric.state().items()})
+        run, y = numeric.expected(), whole.forward(numeric.x(), numeric.training)
+        steps = ["whole = block.whole()", "y = whole.forward(case.x(), case.training)"]
+        within("4.1", "the output in a model that was converted", y, run.y, numeric.script(steps), run)
+
+
+@pytest.mark.clause("4.1")
 @pytest.mark.needs("bfloat16")
 def test_bfloat16_sums(subject: Subject, thin: Thin) -> None:
     """One convolution alone in bfloat16: behind another one, a rounded partial sum looks like a rounded input."""

@@ -30,7 +30,7 @@ from spec_tests.numeric import (
     rotation,
     same_within,
 )
-from spec_tests.oracle import vjp
+from spec_tests.oracle import Bounded, vjp
 from spec_tests.subjects.base import Block, Crashed, Gradients, Subject
 from spec_tests.vectors import Vector, vectors
 
@@ -168,21 +168,25 @@ def test_an_input_without_a_gradient(subject: Subject, thin: Thin, normalizer: s
 @pytest.mark.needs("frozen")
 @by_norm
 def test_frozen_parameters(subject: Subject, thin: Thin, normalizer: str) -> None:
-    """Of no parameter a gradient is wanted, or of every other one; what is wanted does not depend on that."""
+    """Of no parameter a gradient is wanted, of every other one, then of all; what is wanted does not depend on that."""
     for seed, names in thin(enumerate(named_values(normalizer=normalizer))):
         for training in subject.modes:
             numeric = Numeric(BlockConfig.of(2 + seed % 2, 3, **names), (2, 2 + seed % 2, 4, 5), seed=seed)
             numeric = replace(numeric, training=training)
             run = numeric.expected()
             due, every = vjp(run, numeric.dy()), list(numeric.config.parameters())
-            for wanted in ([], every[::2], every[1::2]):
-                got = numeric.built(subject).partial_gradients(numeric.x(), numeric.dy(), training, wanted)
-                call = f"gradients = block.partial_gradients(case.x(), case.dy(), case.training, {wanted})"
+            block = numeric.built(subject)
+            calls: list[str] = []
+            for wanted in ([], every[::2], every[1::2], every):
+                block.load(numeric.state())
+                got = block.partial_gradients(numeric.x(), numeric.dy(), training, wanted)
+                calls += ["block.load(case.state())"] * bool(calls)
+                calls += [f"gradients = block.partial_gradients(case.x(), case.dy(), case.training, {wanted})"]
                 some = replace(due, params={name: due.params[name] for name in wanted})
-                compare(("5.1", "5.2"), got, some, numeric.script([call]), run)
+                compare(("5.1", "5.2"), got, some, numeric.script(calls), run)
 
 
-@pytest.mark.clause("5.10")
+@pytest.mark.clause("5.10", "5.11")
 @pytest.mark.needs("deferred")
 @by_norm
 def test_backward_passes_behind_all_calls(subject: Subject, thin: Thin, normalizer: str) -> None:
@@ -192,13 +196,43 @@ def test_backward_passes_behind_all_calls(subject: Subject, thin: Thin, normaliz
         first = Numeric(config, (2, config.in_planes, 5, 6), seed=seed, training=training)
         then = replace(first, seed=seed + 1, shape=(3, config.in_planes, 6, 5))
         state = first.state()
-        got = first.built(subject, state).deferred([(n.x(), n.dy()) for n in (first, then)], training)
+        calls = [(n.x(), n.dy()) for n in (first, then)]
+        got = first.built(subject, state).deferred(calls, training)
         lines = [f"other = Numeric(case.config, {then.shape}, seed={seed + 1}, training={training})"]
         lines += ["gradients = block.deferred([(n.x(), n.dy()) for n in (case, other)], case.training)"]
         example = first.script(lines)
         for numeric, gradients in zip((first, then, first), got, strict=True):
             run = numeric.expected(state)
             compare(("5.10", "5.10"), gradients, vjp(run, numeric.dy()), example, run)
+        for (x, _), numeric in zip(calls, (first, then), strict=True):
+            what = "x, the output of a layer before the block, is as before"
+            equal("5.11", what, x.tobytes() == numeric.x().tobytes(), True, example)
+
+
+@pytest.mark.clause("5.10")
+@pytest.mark.needs("accumulate")
+@by_norm
+def test_gradients_add_up(subject: Subject, thin: Thin, normalizer: str) -> None:
+    """What a backward pass gives is added to what a parameter has received, as where a batch comes in parts."""
+    for seed, (_, config) in thin(enumerate(enumerated(normalizer=normalizer))):
+        training = subject.modes[seed % len(subject.modes)]
+        first = Numeric(config, (2, config.in_planes, 5, 6), seed=seed, training=training)
+        then = replace(first, seed=seed + 1)
+        state = first.state()
+        got = first.built(subject, state).accumulated([(n.x(), n.dy()) for n in (first, then)], training)
+        run = first.expected(state)
+        one, two = (vjp(n.expected(state), n.dy()).params for n in (first, then))
+        due = {name: summed(one[name], two[name]) for name in one}
+        lines = [f"other = Numeric(case.config, case.shape, seed={seed + 1}, training={training})"]
+        lines += ["gradients = block.accumulated([(n.x(), n.dy()) for n in (case, other)], case.training)"]
+        count("5.10", inspect_each("5.10", got, due, first.script(lines), run, ", of two backward passes"))
+
+
+def summed(one: Bounded, two: Bounded) -> Bounded:
+    """The sum of two results of float32, which is rounded once more."""
+    total = one.value + two.value
+    bound = one.bound + two.bound
+    return Bounded(total, bound + 2**-24 * (np.abs(total) + bound))
 
 
 @pytest.mark.clause("5.6")

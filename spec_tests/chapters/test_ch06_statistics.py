@@ -15,7 +15,7 @@ from spec_tests.config import NAMED_VALUES, BlockConfig
 from spec_tests.enumeration import enumerated, large, named_values
 from spec_tests.marks import by_scaler
 from spec_tests.numeric import Numeric, count, named, numerics, same_within, within
-from spec_tests.oracle import Forward
+from spec_tests.oracle import Bounded, Forward
 from spec_tests.subjects.base import Array, Subject
 from spec_tests.vectors import Vector, vectors
 
@@ -96,25 +96,32 @@ def test_a_call_after_many(subject: Subject, calls: int) -> None:
     judge_buffers(block.state(), numeric.expected(state), example, f"after call {calls + 1}", clauses, calls + 1)
 
 
-@pytest.mark.clause("6.1", "6.3")
+@pytest.mark.clause("6.1", "6.2", "6.3")
 def test_numbers_that_are_not_finite(subject: Subject) -> None:
-    """A batch counts, whatever it holds; a NaN reaches the mean of its channel."""
+    """A batch counts, whatever it holds; a NaN reaches the mean of its channel, and no other one's statistics."""
     for order, value in product(NAMED_VALUES["layer_order"], (np.nan, np.inf)):
         numeric = Numeric(BlockConfig.of(2, 3, normalizer="batch", layer_order=order), (2, 2, 4, 5))
         block, x = numeric.built(subject), numeric.x()
         x[0, 1, 2, 3] = value
         block.forward(x, True)
-        after = block.state()
+        after, run = block.state(), numeric.expected(x=x)
         example = numeric.example(x=f"x = case.x(); x[0, 1, 2, 3] = float('{value}')")
         for name, before in numeric.state().items():
             if name.endswith("num_batches_tracked"):
                 shaped("6.3", f"{name} after one call", after[name], (), example)
                 equal("6.3", f"{name} after one call", after[name].item(), before.item() + 1, example)
-            elif name.startswith("conv1") and name.endswith("running_mean") and np.isnan(value):
-                what = f"{name} of the channel that meets the NaN"
-                shaped("6.1", what, after[name], before.shape, example)
-                mean = after[name][1].item()
-                holds("6.1", what, bool(np.isnan(mean)), mean, "NaN", example)
+            elif name.startswith("conv1") and "running" in name:
+                clause = CLAUSES[name.rpartition(".")[2]]
+                shaped(clause, f"{name} after one call", after[name], before.shape, example)
+                mean, due = after[name][1].item(), "NaN" if np.isnan(value) else "not finite"
+                if clause == "6.1":
+                    right = np.isnan(mean) if np.isnan(value) else not np.isfinite(mean)
+                    holds(clause, f"{name}[1], whose channel meets it", bool(right), mean, due, example)
+                # Where the norm is the first layer, the other channel does not meet it.
+                if order == "new":
+                    clean = Bounded(run.stats[name].value[:1], run.stats[name].bound[:1])
+                    what = f"{name}[:1], whose channel does not meet it"
+                    within(clause, what, after[name][:1], clean, example, run, name)
 
 
 @pytest.mark.clause("6.5")
@@ -187,6 +194,33 @@ def test_backward_updates_nothing(subject: Subject, thin: Thin) -> None:
         judge_buffers(block.state(), numeric.expected(), example, "after a backward pass", clauses)
 
 
+@pytest.mark.clause("6.1", "6.2", "6.3")
+@pytest.mark.needs("frozen")
+def test_frozen_parameters(subject: Subject, thin: Thin) -> None:
+    """The statistics are replaced too where no parameter is trained."""
+    for seed, (_, config) in thin(enumerate(enumerated(normalizer="batch"))):
+        numeric = Numeric(config, (2, config.in_planes, 5, 6), seed=seed)
+        block = numeric.built(subject)
+        block.partial_gradients(numeric.x(), numeric.dy(), True, [])
+        example = numeric.script(["block.partial_gradients(case.x(), case.dy(), True, [])"])
+        judge_buffers(block.state(), numeric.expected(), example, "after a call with frozen parameters")
+
+
+@pytest.mark.clause("6.3")
+@pytest.mark.needs("bfloat16")
+def test_calls_in_bfloat16_count(subject: Subject, thin: Thin) -> None:
+    """In bfloat16, too, whose running statistics are not judged."""
+    for seed, (_, config) in thin(enumerate(enumerated(normalizer="batch"))):
+        numeric = Numeric(config, (2, config.in_planes, 5, 6), seed=seed, dtype="bfloat16")
+        block = numeric.built(subject)
+        block.forward(numeric.x(), True)
+        after = block.state()
+        for name, before in numeric.state().items():
+            if name.endswith("num_batches_tracked"):
+                shaped("6.3", f"{name} after one call", after[name], (), numeric.example())
+                equal("6.3", f"{name} after one call", after[name].item(), before.item() + 1, numeric.example())
+
+
 @pytest.mark.clause("6.8")
 @by_scaler
 @given(data=st.data())
@@ -196,12 +230,13 @@ def test_the_current_statistics_normalize(subject: Subject, scaler: str, data: s
     for order in focused(NAMED_VALUES["layer_order"]):
         numeric = named(drawn, True, normalizer="batch", layer_order=order)
         state = numeric.state()
-        far = {name: np.full_like(value, 77) if "running" in name else value for name, value in state.items()}
-        run = numeric.expected(far)
-        y = numeric.built(subject, far).forward(numeric.x(), True)
-        far_state = "{n: v * 0 + 77 if 'running' in n else v for n, v in case.state().items()}"
-        example = numeric.script(["y = block.forward(case.x(), True)"], state=far_state)
-        within("6.8", "the output in training", y, run.y, example, run)
+        run = numeric.expected(state)
+        for number in (77.0, np.nan, np.inf):
+            far = {name: np.full_like(value, number) if "running" in name else value for name, value in state.items()}
+            y = numeric.built(subject, far).forward(numeric.x(), True)
+            far_state = f"{{n: v * 0 + float('{number}') if 'running' in n else v for n, v in case.state().items()}}"
+            example = numeric.script(["y = block.forward(case.x(), True)"], state=far_state)
+            within("6.8", f"the output in training, buffers of {number}", y, run.y, example, run)
 
 
 @pytest.mark.clause("6.3", "6.6")

@@ -71,18 +71,21 @@ def judge_constants(config: BlockConfig, state: dict[str, Array], example: Examp
 
 
 def judge_drawn(name: str, drawn: Array, limit: float, example: Example) -> None:
-    """One tensor: its range, that it is not constant, and that no filter comes twice."""
+    """One tensor: its range, that it is not constant, and that neither filters nor the numbers in them come twice."""
     largest, distinct = float(np.abs(drawn).max()), np.unique(drawn).size
     # One float32 rounding of the limit itself.
     within_range = largest <= limit * (1 + 2**-23)
     holds("7.7", f"largest magnitude of {name}", within_range, largest, f"at most {limit}", example)
     varied = distinct > 1 or drawn.size == 1
     holds("7.8", f"distinct values of {name}", varied, distinct, "more than one", example)
-    # A filter of several weights twice, whatever their signs: by chance once in 2^46 pairs at most.
-    rows = np.abs(drawn.reshape(len(drawn), -1))
+    # A filter of several weights twice, whatever their signs and order: by chance once in 2^45 pairs at most.
+    rows = np.sort(np.abs(drawn.reshape(len(drawn), -1)), axis=1)
     different = len(np.unique(rows, axis=0)) if rows.shape[1] > 1 else len(rows)
-    what = f"filters of {name} that differ in more than signs"
+    what = f"filters of {name} that differ in more than signs and order"
     holds("7.7", what, different == len(rows), different, f"all {len(rows)}", example)
+    again = int(np.count_nonzero(rows[:, 1:] == rows[:, :-1], axis=1).max(initial=0))
+    what = f"magnitudes that come again within a filter of {name}"
+    holds("7.7", what, again < REPEATED, again, f"less than {REPEATED}", example)
 
 
 def judge_independence(config: BlockConfig, drawn: dict[str, Array], example: Example) -> None:

@@ -13,9 +13,11 @@ from spec_tests.compare import Example, NonConformance, Thin, differing, equal, 
 from spec_tests.config import BlockConfig
 from spec_tests.enumeration import enumerated
 from spec_tests.marks import by_norm
+from spec_tests.numeric import Numeric, within
 from spec_tests.subjects.base import Array, Block, Crashed, Subject, zeros
 
-IN_A_MODEL = "torch.nn.Sequential(block)"
+IN_A_MODEL = "torch.nn.Sequential(OrderedDict(module=block))"
+ASSIGNED = "block.whole().assign({f'module.{n}': v for n, v in case.state().items()})"
 INPUT: Array = np.random.default_rng(7).standard_normal((2, 4, 5, 6)).astype(np.float32)
 
 
@@ -51,6 +53,12 @@ def fresh_start(clause: str, blocks: dict[str, Block], example: Example) -> None
     one.forward(INPUT, True)
     one.load({name: value + np.ones((), value.dtype) for name, value in one.state().items()})
     equal_entries(clause, f"state of {second} after {first} was changed", differing(two.state(), before), {}, example)
+
+
+def frozen_layers(block: Block) -> None:
+    """Switch every other layer to training, the block itself among them, and the rest to evaluation."""
+    for number, name in enumerate(block.modes()):
+        block.set_layer_mode(name, number % 2 == 0)
 
 
 @pytest.mark.clause("7.1", "7.2", "7.3")
@@ -93,24 +101,33 @@ def test_load(subject: Subject, thin: Thin, normalizer: str) -> None:
 
 
 @pytest.mark.clause("7.10")
-@pytest.mark.needs("assign")
+@pytest.mark.needs("assign", "float64")
 @by_norm
 def test_load_in_the_place_of_its_own(subject: Subject, thin: Thin, normalizer: str) -> None:
-    """The tensors of a state may take the place of the block's: the next call computes with them."""
-    for _, config in thin(enumerated(normalizer=normalizer)):
-        one, two = subject.build(config.arguments()), subject.build(config.arguments())
-        state, example = other_state(config), Example.of(config)
-        one.forward(zeros((2, config.in_planes, 5, 6)), False)
-        one.assign(state)
-        two.load(state)
-        equal_entries(
-            "7.10", "entries that differ from those that were assigned", differing(one.state(), state), {}, example
-        )
-        equal_outputs("7.10", "a block that was assigned a state and one that loaded it", one, two, example)
+    """The tensors of a state may take the place of the block's: calls compute with them, and train them."""
+    for seed, (_, config) in thin(enumerate(enumerated(normalizer=normalizer))):
+        for dtype in ("float32", "float64"):
+            training = subject.modes[seed % len(subject.modes)]
+            numeric = Numeric(config, (2, config.in_planes, 5, 6), seed=seed, training=training, dtype=dtype)
+            state, block = numeric.state(), subject.build(config.arguments(), dtype=dtype)
+            entries = block.entries()
+            block.forward(numeric.x(), False)
+            block.assign(state)
+            example = numeric.script(["block.assign(case.state())", "y = block.forward(case.x(), case.training)"])
+            equal_entries(
+                "7.10", "entries that differ from those assigned", differing(block.state(), state), {}, example
+            )
+            equal_entries("7.10", "roles and types after that", block.entries(), entries, example)
+            run, y = numeric.expected(), block.forward(numeric.x(), training)
+            within("7.10", "the output behind an assigned state", y, run.y, example, run)
+            after = block.state()
+            for name in (name for name in config.buffers() if not name.endswith("num_batches_tracked")):
+                what = f"{name} after a call behind an assigned state"
+                within("7.10", what, after[name], run.stats[name], example, run, name)
 
 
 @pytest.mark.clause("7.1", "7.10", "7.12", "7.13", "7.14", "7.15", "9.9")
-@pytest.mark.needs("part", "copy", "serialize", "convert", "mode", "bfloat16")
+@pytest.mark.needs("part", "assign", "copy", "serialize", "convert", "mode", "bfloat16")
 @by_norm
 def test_part_of_a_larger_model(subject: Subject, thin: Thin, normalizer: str) -> None:
     """A model that holds the block has its state, loads, copies, converts and switches it."""
@@ -121,7 +138,7 @@ def test_part_of_a_larger_model(subject: Subject, thin: Thin, normalizer: str) -
             Example.of(config, note=IN_A_MODEL),
         )
         whole, state = block.whole(), other_state(config)
-        named = {f"0.{name}": value for name, value in state.items()}
+        named = {f"module.{name}": value for name, value in state.items()}
         equal("7.1", "names of the state of the model, in order", list(whole.state()), list(named), example)
         block.forward(zeros((2, config.in_planes, 5, 6)), False)
         whole.load(named)
@@ -137,6 +154,11 @@ def test_part_of_a_larger_model(subject: Subject, thin: Thin, normalizer: str) -
             twin = twin_of(clause, make, example)
             equal_entries(clause, "entries that differ", differing(twin.state(), whole.state()), {}, example)
             equal_outputs(clause, "the model and its twin", twin, whole, example)
+        numeric = Numeric(config, (2, 4, 5, 6), training=False)
+        whole.assign({f"module.{name}": value for name, value in numeric.state().items()})
+        run, y = numeric.expected(), block.forward(numeric.x(), False)
+        assigned = numeric.script([ASSIGNED, "y = block.forward(case.x(), False)"])
+        within("7.10", "the output of a block whose model was assigned a state", y, run.y, assigned, run)
         got = {name: entry.dtype for name, entry in whole.converted("float64").entries().items()}
         due = {name: "int64" if name.endswith("num_batches_tracked") else "float64" for name in named}
         equal_entries("7.14", "types after the model was converted to float64", got, due, example)
@@ -166,6 +188,12 @@ def test_load_is_strict(subject: Subject, normalizer: str) -> None:
     for what, entries in wrong.items():
         block = subject.build(config.arguments())
         refused(["7.11"], f"loading a state with {what}", "state", example, block.load, entries)
+        if "assign" in subject.features:
+            block = subject.build(config.arguments())
+            refused(["7.11"], f"assigning a state with {what}", "state", example, block.assign, entries)
+        if "part" in subject.features:
+            whole, named = subject.build(config.arguments()).whole(), {f"module.{n}": v for n, v in entries.items()}
+            refused(["7.11"], f"loading a model's state with {what}", "state", example, whole.load, named)
 
 
 @pytest.mark.clause("7.12")
@@ -190,12 +218,6 @@ def twin_of(clause: str, make: Callable[[], Block], example: Example) -> Block:
         return make()
     except Crashed as crash:
         raise NonConformance(clause, "its twin", crash.error, "a block", example) from crash
-
-
-def frozen_layers(block: Block) -> None:
-    """Bring every other layer of a block in evaluation into training."""
-    for number, name in enumerate(block.modes()):
-        block.set_layer_mode(name, number % 2 == 0)
 
 
 def judge_twin(subject: Subject, thin: Thin, normalizer: str, clause: str, make: Any) -> None:
@@ -255,6 +277,11 @@ def test_convert(subject: Subject, thin: Thin, normalizer: str, dtype: str) -> N
                 for name, value in block.state().items()
             }
             equal_entries("7.14", "entries with another value", differing(converted.state(), exact), {}, example)
+            # What is loaded in between is what comes back.
+            state = other_state(config)
+            converted.load({n: v if v.dtype == np.int64 else v.astype(np.float64) for n, v in state.items()})
+            back = converted.converted("float32").state()
+            equal_entries("7.14", "entries with another value on the way back", differing(back, state), {}, example)
 
 
 @pytest.mark.clause("7.15")
@@ -268,6 +295,7 @@ def test_modes(subject: Subject, thin: Thin, normalizer: str) -> None:
             "7.15", "layers of a new block in evaluation", [n for n, t in block.modes().items() if not t], [], example
         )
         for training, short in ((False, False), (True, False), (False, True), (True, True)):
+            frozen_layers(block)
             itself = block.set_mode(training, short)
             how = ("train()" if training else "eval()") if short else f"training={training}"
             equal("7.15", f"the switch to {how} gives the block itself", itself, True, example)

@@ -101,6 +101,24 @@ class History(RuleBasedStateMachine):
         numeric, _ = self._call(seed, True, "block.overwrite(c.state())")
         self.block.overwrite(numeric.state())
 
+    @precondition(lambda self: "assign" in self.subject.features)
+    @rule(seed=st.integers(0, 9))
+    def assign(self, seed: int) -> None:
+        numeric, _ = self._call(seed, True, "block.assign(c.state())")
+        self.block.assign(numeric.state())
+
+    @precondition(lambda self: "functional" in self.subject.features)
+    @rule(seed=st.integers(0, 9), training=st.booleans())
+    def forward_with_another_state(self, seed: int, training: bool) -> None:
+        """A state that is given for a call is that of the call, and nothing of it stays."""
+        step = "y = block.functional(c.state(), c.x(), c.training)"
+        numeric, example = self._call(seed, self._mode(training), step)
+        before, run = _bits(self.block), numeric.expected(numeric.state())
+        y = self.block.functional(numeric.state(), numeric.x(), numeric.training)
+        count("9.8", [inspect("9.8", "the output with another state", y, run.y, example, run)])
+        what = "the block is as before a call with another state"
+        equal("9.8", what, _bits(self.block) == before, True, example)
+
     @precondition(lambda self: "copy" in self.subject.features)
     @rule()
     def copy(self) -> None:
@@ -185,9 +203,17 @@ def test_backward_behind_inference(subject: Subject, thin: Thin, normalizer: str
         block = numeric.built(subject)
         run, y = numeric.expected(), block.inferred(numeric.x(), numeric.training)
         lines = ["y = block.inferred(case.x(), case.training)"]
-        count("9.8", [inspect("9.8", "the output", y, run.y, numeric.script(lines), run)])
+        example, after = numeric.script(lines), block.state()
+        verdicts = [inspect("9.8", "the output", y, run.y, example, run)]
+        verdicts += [inspect("9.8", n, after[n], run.stats[n], example, run, n) for n in config.buffers()]
+        count("9.8", verdicts)
+        lines.append("block.load(case.state())")
+        example = numeric.script(lines)
+        try:
+            block.load(numeric.state())
+        except (Crashed, Refused) as error:
+            raise NonConformance("9.8", "loading its state", str(error), "no error", example) from error
         example = numeric.script([*lines, "gradients = block.backward(case.x(), case.dy(), case.training)"])
-        run = numeric.expected(block.state())
         try:
             got = block.backward(numeric.x(), numeric.dy(), numeric.training)
         except Crashed as crash:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from itertools import product
 
@@ -18,7 +19,7 @@ from spec_tests.laws import only_shortcut
 from spec_tests.marks import by_norm, by_scaler
 from spec_tests.numeric import Numeric, count, inspect_each, named, numerics, rotation, same_within, within
 from spec_tests.oracle import vjp
-from spec_tests.subjects.base import Array, Block, Subject
+from spec_tests.subjects.base import Array, Block, Refused, Subject
 
 
 def different_bits(one: Array, two: Array) -> int:
@@ -131,8 +132,19 @@ def test_types(subject: Subject, thin: Thin, dtype: str) -> None:
             training=subject.modes[seed % len(subject.modes)],
             dtype=dtype,
         )
-        got = numeric.built(subject).result_dtype(numeric.x(), numeric.training)
+        block = numeric.built(subject)
+        got = block.result_dtype(numeric.x(), numeric.training)
         equal("9.9", f"type of the output for {dtype}", got, dtype, numeric.example())
+        # An empty batch may be refused.
+        with contextlib.suppress(Refused):
+            got = block.result_dtype(numeric.x()[:0], numeric.training)
+            equal(
+                "9.9",
+                f"type of the output for an empty batch of {dtype}",
+                got,
+                dtype,
+                numeric.example(x="x = case.x()[:0]"),
+            )
 
 
 @pytest.mark.clause("9.10")
@@ -178,20 +190,34 @@ def test_layouts_of_calls_that_are_differentiated(subject: Subject, thin: Thin, 
 
 
 @pytest.mark.clause("9.10")
-@pytest.mark.needs("layout", "copy")
+@pytest.mark.needs("layout", "copy", "float64")
 @by_scaler
 def test_layouts_of_the_weights(subject: Subject, thin: Thin, scaler: str) -> None:
-    """The weights may lie with the channels last, as those bring them who look for speed."""
-    for seed, names in thin(enumerate(named_values(scaler=scaler))):
-        for training in subject.modes:
-            numeric = Numeric(BlockConfig.of(3, 4, **names), (2, 3, 4, 5), seed=seed, training=training)
-            block, run = numeric.built(subject).rearranged(), numeric.expected()
-            for layout in ("plain", "channels last"):
-                x = numeric.x() if layout == "plain" else layouts(numeric.x())[layout]
-                y = reloaded(block, numeric).forward(x, training)
-                code = "block = block.rearranged()", "y = block.forward(case.x(), case.training)"
-                what = f"the output, weights with the channels last, x {layout}"
-                within("9.10", what, y, run.y, numeric.script(list(code)), run)
+    """The weights may lie with the channels last, as those bring them who look for speed; x plainly or otherwise."""
+    cases = product(named_values(scaler=scaler), subject.modes, ("float32", "float64"))
+    for seed, (names, training, dtype) in thin(enumerate(cases)):
+        numeric = Numeric(BlockConfig.of(3, 4, **names), (2, 3, 4, 5), seed=seed, training=training, dtype=dtype)
+        block, run = numeric.built(subject).rearranged(), numeric.expected()
+        example = numeric.script(["block = block.rearranged()", "y = block.forward(case.x(), case.training)"])
+        for layout, x in {"plain": numeric.x(), **layouts(numeric.x())}.items():
+            y = reloaded(block, numeric).forward(x, training)
+            within("9.10", f"the output, weights with the channels last, x {layout}", y, run.y, example, run)
+
+
+@pytest.mark.clause("9.10")
+@pytest.mark.needs("layout", "copy", "backward")
+@by_scaler
+def test_layouts_of_the_weights_of_calls_that_are_differentiated(subject: Subject, thin: Thin, scaler: str) -> None:
+    """Nor do gradients depend on how the weights lie."""
+    for seed, (names, training) in thin(enumerate(product(named_values(scaler=scaler), subject.modes))):
+        numeric = Numeric(BlockConfig.of(3, 4, **names), (2, 3, 4, 5), seed=seed, training=training)
+        block, run = numeric.built(subject).rearranged(), numeric.expected()
+        call = "gradients = block.backward(case.x(), case.dy(), case.training)"
+        example = numeric.script(["block = block.rearranged()", call])
+        got, due = block.backward(numeric.x(), numeric.dy(), training), vjp(run, numeric.dy())
+        within("9.10", "the gradient of x, weights with the channels last", got.dx, due.dx, example, run, "dx")
+        for verdict in inspect_each("9.10", got.params, due.params, example, run, ", weights with the channels last"):
+            count("9.10", [verdict])
 
 
 @pytest.mark.clause("9.11")

@@ -57,7 +57,7 @@ def test_a_port_chooses_its_device_itself() -> None:
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Torch's second name of the CPU stands for a device: what is taken there is a copy, as on a GPU."""
-    monkeypatch.setattr(in_process, "_prepare", lambda *_: None)
+    monkeypatch.setattr(in_process, "prepare", lambda *_: None)
 
 
 def built(factory: Any, device: str, **options: Any) -> Any:
@@ -255,7 +255,7 @@ import sys
 from spec_tests import arguments, cli
 from spec_tests.subjects import in_process
 arguments._device = str
-in_process._prepare = lambda *_: None
+in_process.prepare = lambda *_: None
 sys.exit(cli.main(sys.argv[1:]))
 """
 

@@ -111,7 +111,7 @@ def test_the_chapters_ask_no_framework(file: Path) -> None:
     assert not found
     own = {m for m in imports(file) if within(m, {"spec_tests"})}
     above = {f"spec_tests.{name}" for name in ("chapters", "cli", "faults", "meta", "report", "verdict")}
-    above |= {"spec_tests.subjects.in_process", "spec_tests.subjects.tensors"}
+    above |= {f"spec_tests.subjects.{name}" for name in ("in_process", "kernels", "tensors")}
     assert not {m for m in own if within(m, above)}
 
 
@@ -122,7 +122,7 @@ def test_who_may_import_the_reference_and_a_framework(file: Path) -> None:
     name = name_of(file).removeprefix("spec_tests/")
     if not name.startswith(("meta/", "faults/", "ports/")):
         assert not [m for m in imports(file) if within(m, {"mdnc"})]
-        if name not in ("subjects/in_process.py", "subjects/tensors.py", "subjects/__init__.py"):
+        if name not in ("subjects/in_process.py", "subjects/kernels.py", "subjects/tensors.py", "subjects/__init__.py"):
             assert not [m for m in imports(file) if within(m, FRAMEWORKS)]
 
 

@@ -36,7 +36,7 @@ from spec_tests.oracle import (
 from spec_tests.oracle.conv import convolve
 from spec_tests.oracle.norm import given_moments, moments, normalize
 from spec_tests.oracle.upsample import aligned_corners, resample
-from spec_tests.subjects.in_process import own_kernels
+from spec_tests.subjects.kernels import own_kernels
 
 # FLOAT64 allows coordinates in float32, torch has them in float64.
 EXACT = replace(FLOAT64, coordinate=FLOAT64.u)

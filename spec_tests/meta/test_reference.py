@@ -26,7 +26,7 @@ from spec_tests.meta.reference_cases import (
     same,
     same_step,
 )
-from spec_tests.subjects.in_process import own_kernels
+from spec_tests.subjects.kernels import own_kernels
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

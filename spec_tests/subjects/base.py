@@ -166,11 +166,15 @@ class Block(ABC):
         """As `backward`, with gradients wanted of x and of these parameters alone (feature ``"frozen"``)."""
         raise NotImplementedError
 
+    def accumulated(self, calls: Sequence[tuple[Array, Array]], training: bool) -> dict[str, Array]:
+        """What the parameters received in several backward passes, each of (x, dy) (feature ``"accumulate"``)."""
+        raise NotImplementedError
+
     def deferred(self, calls: Sequence[tuple[Array, Array]], training: bool) -> list[Gradients]:
         """The gradients of several forward calls, each of (x, dy) (feature ``"deferred"``).
 
         All backward passes come behind the last of the calls, in the other mode; that of the first call comes again at
-        the end.
+        the end. The inputs are outputs of a layer before the block, and the parameters have received gradients before.
         """
         raise NotImplementedError
 
@@ -186,7 +190,15 @@ class Block(ABC):
         raise NotImplementedError
 
     def assign(self, state: Mapping[str, Array]) -> None:
-        """Put the tensors of a state in the place of the block's own (feature ``"assign"``)."""
+        """Put the tensors of a state in the place of the block's own (feature ``"assign"``).
+
+        They lie as parts of one memory, as those of a file that is mapped do, convolution weights with the axes (kernel
+        height, kernel width, in, out). Raises Refused if the state does not fit.
+        """
+        raise NotImplementedError
+
+    def functional(self, state: Mapping[str, Array], x: Array, training: bool | None = None) -> Array:
+        """As `forward`, of the block with another state, which it does not keep (feature ``"functional"``)."""
         raise NotImplementedError
 
     def inferred(self, x: Array, training: bool | None = None) -> Array:
@@ -200,7 +212,7 @@ class Block(ABC):
     def whole(self) -> Block:
         """A larger model that holds this block, and nothing else (feature ``"part"``).
 
-        It names the block's entries and layers behind ``"0."``.
+        It names the block's entries and layers behind ``"module."``.
         """
         raise NotImplementedError
 

@@ -5,10 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-import os
 import pickle
-import sys
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,60 +16,16 @@ import torch
 from torch import nn
 
 from spec_tests.config import render_call
-from spec_tests.subjects.base import Array, Block, Crashed, Entry, Gradients, Refused, State, Subject, SubjectError
+from spec_tests.subjects.base import Array, Block, Crashed, Entry, Gradients, Refused, State, Subject
+from spec_tests.subjects.kernels import not_compiled, own_kernels, prepare, unalarmed
 from spec_tests.subjects.raised import Unfit, translated, where, words
-from spec_tests.subjects.tensors import address, array_of, copied, kind_of, spans_of, tensor_of, viewed
+from spec_tests.subjects.tensors import address, array_of, copied, kind_of, parts_of_one, spans_of, tensor_of, viewed
 
 FEATURES = frozenset(
     {"copy", "serialize", "convert", "mode", "memory", "summary", "seed", "python", "backward", "init", "train"}
     | {"float64", "bfloat16", "bitwise", "layout", "output", "constant_input", "overwrite", "frozen", "deferred"}
-    | {"assign", "inference", "part"}
+    | {"assign", "inference", "part", "functional", "accumulate"}
 )
-
-
-def _not_compiled() -> Any:
-    """What torch compiled before a hook was there does not call it, and torchsummary reads the layers by hooks."""
-    # Compiled modules load dynamo; nothing else needs its seconds.
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
-
-
-@contextmanager
-def own_kernels(dtype: torch.dtype, *given: torch.Tensor) -> Iterator[None]:
-    """Torch's own kernels compute, in bfloat16 and on the way back of what is given in another order in memory.
-
-    The block is judged, not oneDNN, which is no part of it.
-
-    A backward pass chooses its kernels anew.
-
-    The convolutions of oneDNN in bfloat16, as torch 2.13 calls them, read memory that they did not write on some
-    processors: for x of shape (2, 5, 6, 1) and w of shape (5, 5, 1, 3), conv2d(x, w, stride=(1, 3), padding=(0, 1))
-    is wrong by more than 4 where its numbers are of size 1. torch's own kernels are right. Where a processor has AVX2
-    and no more, the gradient of a weight (6, 4, 1, 1) with the stride (1, 2) for an x (2, 4, 5, 6) in channels_last
-    writes over memory that is not its own, and the process ends, sometimes.
-    """
-    onednn = torch.backends.mkldnn
-    before = onednn.enabled
-    plain = dtype != torch.bfloat16 and all(tensor.is_contiguous() for tensor in given)
-    onednn.enabled = before and plain  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        onednn.enabled = before
-
-
-# Of an operation, and of cuBLAS where the environment chose its workspace.
-_NOT_REPEATABLE = r"(?s).*(does not have a deterministic implementation|CUBLAS_WORKSPACE_CONFIG)"
-
-
-@contextmanager
-def _unalarmed(device: str) -> Iterator[None]:
-    """What torch cannot repeat on a device is no news, nor an error where warnings are: clauses look at the bits."""
-    if device == "cpu":
-        yield
-        return
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", _NOT_REPEATABLE)
-        yield
 
 
 def _module(value: object, what: str) -> nn.Module:
@@ -126,7 +79,7 @@ class TorchBlock(Block):
         # At a change only: what `train` makes anew at each call would never be out of date.
         if self.module.training != wanted:
             self.module.train(wanted)
-        with own_kernels(self.dtype), _unalarmed(self.device):
+        with own_kernels(self.dtype), unalarmed(self.device):
             return tensor_of(self.module(given), "the output")
 
     def entries(self) -> dict[str, Entry]:
@@ -177,10 +130,9 @@ class TorchBlock(Block):
         with translated(doing), self._given(x, dy) as (given, arriving):
             self.module.zero_grad(set_to_none=True)
             y = self._called(given.requires_grad_(of_input), training)
-            with own_kernels(self.dtype, given, arriving), _unalarmed(self.device):
+            with self._kernels(given, arriving), unalarmed(self.device):
                 y.backward(arriving)  # type: ignore[no-untyped-call]
-            found = {name: p.grad for name, p in self.module.named_parameters() if p.grad is not None}
-            return y, given.grad, {name: array_of(grad, f"the gradient of {name}") for name, grad in found.items()}
+            return y, given.grad, self._received()
 
     def partial_gradients(self, x: Array, dy: Array, training: bool | None, wanted: Collection[str]) -> Gradients:
         trainable = {name: p.requires_grad for name, p in self.module.named_parameters()}
@@ -198,17 +150,40 @@ class TorchBlock(Block):
         with translated(self.code):
             return Gradients(array_of(dx, "the gradient of the input"), found, array_of(y, "the output"))
 
+    def accumulated(self, calls: Sequence[tuple[Array, Array]], training: bool) -> dict[str, Array]:
+        self.module.zero_grad(set_to_none=True)
+        with translated(f"{self.code}, called and differentiated {len(calls)} times"):
+            for x, dy in calls:
+                given, arriving = self._tensor(x), self._tensor(dy)
+                y = self._called(given, training)
+                with self._kernels(given, arriving), unalarmed(self.device):
+                    y.backward(arriving)  # type: ignore[no-untyped-call]
+            return self._received()
+
+    def _received(self) -> dict[str, Array]:
+        found = {name: p.grad for name, p in self.module.named_parameters() if p.grad is not None}
+        return {name: array_of(grad, f"the gradient of {name}") for name, grad in found.items()}
+
+    def _kernels(self, *given: torch.Tensor) -> contextlib.AbstractContextManager[None]:
+        """Those of a backward pass; weights in another order in memory bring oneDNN's convolutions there too."""
+        return own_kernels(self.dtype, *given, *self.module.parameters())
+
     def deferred(self, calls: Sequence[tuple[Array, Array]], training: bool) -> list[Gradients]:
         parameters = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
         found = []
         with translated(f"{self.code}, called {len(calls)} times and then differentiated"):
+            for parameter in parameters.values():
+                parameter.grad = torch.zeros_like(parameter)
             given = [(self._tensor(x).requires_grad_(), self._tensor(dy)) for x, dy in calls]
-            outputs = [self._called(x, training) for x, _ in given]
+            inner = [x.clone() for x, _ in given]
+            outputs = [self._called(x, training) for x in inner]
+            for (x, _), tensor in zip(calls, inner, strict=True):
+                np.copyto(x, array_of(tensor, "what the block was given"))
             self.module.train(not training)
             try:
                 for number in (*range(len(calls)), 0):
                     (x, dy), wanted = given[number], [given[number][0], *parameters.values()]
-                    with own_kernels(self.dtype, x, dy), _unalarmed(self.device):
+                    with self._kernels(x, dy), unalarmed(self.device):
                         got = torch.autograd.grad(outputs[number], wanted, dy, retain_graph=True, allow_unused=True)
                     named = {name: grad for name, grad in zip(parameters, got[1:], strict=True) if grad is not None}
                     params = {name: array_of(grad, f"the gradient of {name}") for name, grad in named.items()}
@@ -244,10 +219,10 @@ class TorchBlock(Block):
         self._load(state, assign=True)
 
     def _load(self, state: Mapping[str, Array], **how: bool) -> None:
-        given = {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
+        tensors = OrderedDict((name, torch.from_numpy(np.array(value))) for name, value in state.items())
         with translated(self.code):
-            # Assigned tensors stay where they are.
-            tensors = OrderedDict((name, tensor.to(self.device)) for name, tensor in given.items())
+            if how:  # assigned tensors stay where they are
+                tensors = OrderedDict(parts_of_one(tensors, self.device))
             # The versions that torch writes into a state: without them it takes the state for one of a release
             # before 0.4.1 and makes up a missing counter.
             tensors._metadata = getattr(self.module.state_dict(), "_metadata", {})  # type: ignore[attr-defined]
@@ -272,7 +247,17 @@ class TorchBlock(Block):
         return self._derived(lambda: copy.deepcopy(self.module).to(memory_format=last), f"to(memory_format={last})")  # type: ignore[call-overload]
 
     def whole(self) -> TorchBlock:
-        return TorchBlock(nn.Sequential(self.module), f"Sequential({self.code})", self.dtype, self.device)
+        model = nn.Sequential(OrderedDict([("module", self.module)]))
+        return TorchBlock(model, f"a model of {self.code}", self.dtype, self.device)
+
+    def functional(self, state: Mapping[str, Array], x: Array, training: bool | None = None) -> Array:
+        tensors = {name: torch.from_numpy(np.array(value)).to(self.device) for name, value in state.items()}
+        wanted = training is not False
+        doing = f"{self.code}, called by functional_call"
+        with translated(doing), torch.no_grad(), own_kernels(self.dtype), unalarmed(self.device):
+            if self.module.training != wanted:
+                self.module.train(wanted)
+            return array_of(torch.func.functional_call(self.module, tensors, (self._tensor(x),)), "the output")
 
     def copy(self) -> TorchBlock:
         return self._derived(lambda: copy.deepcopy(self.module), "copy.deepcopy")
@@ -308,8 +293,8 @@ class TorchBlock(Block):
 
         printed = io.StringIO()
         told = contextlib.redirect_stdout(printed)
-        quiet = _unalarmed(self.device)
-        with translated(f"{self.code}, torchsummary"), told, quiet, torch.no_grad(), _not_compiled():
+        quiet = unalarmed(self.device)
+        with translated(f"{self.code}, torchsummary"), told, quiet, torch.no_grad(), not_compiled():
             # torchsummary leaves out the model that it is given; in a Sequential the block has its row.
             torchsummary.summary(nn.Sequential(self.module), tuple(shape), device=self.device.partition(":")[0])
         own = type(self.module).__name__
@@ -325,32 +310,12 @@ def _renamed(line: str, own: str) -> str:
     return f"{documented:>20}{line[line.index(name) + len(name) :]}"
 
 
-def _prepare(designator: str, device: str) -> None:
-    """Make `device` torch's current one, and choose algorithms that repeat where there are: clauses compare bits.
-
-    Raises SubjectError if torch cannot compute there.
-    """
-    number, index = torch.cuda.device_count(), int(device.partition(":")[2] or 0)
-    if not torch.cuda.is_available() or index >= number:
-        found = f"torch {torch.__version__} finds {number or 'no'} CUDA device{'' if number == 1 else 's'}"
-        raise SubjectError(f"{designator} cannot be judged on --device {device}: {found}")
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        if ":" in device:  # torchsummary makes its input on the current one
-            torch.cuda.set_device(index)
-        torch.ones(1, device=device).add_(1).item()
-    except (RuntimeError, AssertionError) as error:
-        told = words(error).partition("\n")[0]
-        raise SubjectError(f"{designator} cannot be judged on --device {device}: {told}") from error
-
-
 class TorchSubject(Subject):
     """A subclass of torch.nn.Module with the constructor of the specification."""
 
     def __init__(self, designator: str, factory: Callable[..., nn.Module], device: str = "cpu") -> None:
         if device != "cpu":
-            _prepare(designator, device)
+            prepare(designator, device)
         # Small tensors: one thread is faster, and workers do not compete for cores.
         torch.set_num_threads(1)
         self.designator, self.factory, self.features, self.device = designator, factory, FEATURES, device
@@ -366,7 +331,7 @@ class TorchSubject(Subject):
         if seed is not None:
             torch.manual_seed(seed)
         wanted: torch.dtype = getattr(torch, dtype)
-        with translated(code), _unalarmed(self.device):
+        with translated(code), unalarmed(self.device):
             module = _module(self.factory(*positional, **arguments), "what the constructor gives")
             if wanted == torch.float32 and self.device == "cpu":
                 return TorchBlock(module, code)

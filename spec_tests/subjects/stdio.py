@@ -21,7 +21,7 @@ from spec_tests.words import shown
 # What the protocol has no words for; nobody can miss it in a port.
 ABSENT = frozenset(
     {"python", "memory", "copy", "serialize", "convert", "mode", "summary", "layout", "output", "constant_input"}
-    | {"overwrite", "frozen", "deferred", "assign", "inference", "part"}
+    | {"overwrite", "frozen", "deferred", "assign", "inference", "part", "functional", "accumulate"}
 )
 # What the protocol itself brings about, since nothing but a reply comes back.
 GIVEN = frozenset({"3.13", "5.11", "6.4", "6.7", "9.5", "9.6"})

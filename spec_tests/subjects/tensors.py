@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -59,6 +59,20 @@ def copied(x: Array, device: str, dtype: torch.dtype) -> torch.Tensor:
     size = 1 + sum((n - 1) * step for n, step in zip(x.shape, tensor.stride(), strict=True)) if x.size else 0
     memory = tensor.as_strided((size,), (1,)).to(device, dtype, copy=True)
     return memory.as_strided(x.shape, tensor.stride())
+
+
+def parts_of_one(tensors: Mapping[str, torch.Tensor], device: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """The same tensors, those of a type in one memory, each behind the last; of four axes the first two come last."""
+    places: dict[torch.dtype, int] = {}
+    for tensor in tensors.values():
+        places[tensor.dtype] = places.get(tensor.dtype, 1) + tensor.numel()
+    memory = {dtype: torch.zeros(size, dtype=dtype, device=device) for dtype, size in places.items()}
+    begin = dict.fromkeys(places, 1)
+    for name, tensor in tensors.items():
+        there = tensor.permute(2, 3, 1, 0) if tensor.ndim == 4 else tensor
+        part = memory[tensor.dtype][begin[tensor.dtype] :][: tensor.numel()].view(there.shape).copy_(there)
+        begin[tensor.dtype] += tensor.numel()
+        yield name, part.permute(3, 2, 0, 1) if tensor.ndim == 4 else part
 
 
 def address(tensor: torch.Tensor) -> int:
