@@ -201,12 +201,12 @@ def test_backward_passes_behind_all_calls(subject: Subject, thin: Thin, normaliz
         lines = [f"other = Numeric(case.config, {then.shape}, seed={seed + 1}, training={training})"]
         lines += ["gradients = block.deferred([(n.x(), n.dy()) for n in (case, other)], case.training)"]
         example = first.script(lines)
-        for numeric, gradients in zip((first, then, first), got, strict=True):
-            run = numeric.expected(state)
-            compare(("5.10", "5.10"), gradients, vjp(run, numeric.dy()), example, run)
         for (x, _), numeric in zip(calls, (first, then), strict=True):
             what = "x, the output of a layer before the block, is as before"
             equal("5.11", what, x.tobytes() == numeric.x().tobytes(), True, example)
+        for numeric, gradients in zip((first, then, first), got, strict=True):
+            run = numeric.expected(state)
+            compare(("5.10", "5.10"), gradients, vjp(run, numeric.dy()), example, run)
 
 
 @pytest.mark.clause("5.10")

@@ -34,6 +34,11 @@ def _changed(name: str, title: str, cause: str, clauses: str, arguments: Callabl
     return fault(name, title, cause, clauses, "arguments", arguments=arguments)
 
 
+def _factory_arguments(block: Any, *positional: Any, device: Any = None, dtype: Any = None, **named: Any) -> None:
+    Block.__init__(block, *positional, **named)
+    block.to(device=device, dtype=dtype)
+
+
 def _eleventh_ignored(block: Any, *positional: Any, **named: Any) -> None:
     Block.__init__(block, *positional[:10], **named)
 
@@ -252,6 +257,14 @@ FAULTS = (
         "1.1",
         "arguments",
         methods={"__init__": _extra_ignored},
+    ),
+    fault(
+        "dtype_taken",
+        "arguments `device` and `dtype` are taken",
+        "the constructors of torch's own layers",
+        "1.1",
+        "arguments",
+        methods={"__init__": _factory_arguments},
     ),
     fault(
         "eleventh_by_position_ignored",

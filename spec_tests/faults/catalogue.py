@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from types import ModuleType
 
 from spec_tests.faults import (
     activation,
@@ -15,6 +16,7 @@ from spec_tests.faults import (
     controls,
     convolution,
     gradients,
+    layouts,
     models,
     norm,
     order,
@@ -23,13 +25,15 @@ from spec_tests.faults import (
     shortcut,
     single_clauses,
     state,
+    training,
     upsampling,
     usage,
 )
 from spec_tests.faults.entry import Fault
 
-_AREAS = (norm, batch_norm, activation, order, convolution, shortcut, upsampling, shapes)
-_AREAS += (state, construction, arguments, gradients, arithmetic, conduct, single_clauses, rare, beyond, usage, models)  # type: ignore[assignment]
+_AREAS: tuple[ModuleType, ...] = (norm, batch_norm, activation, order, convolution, shortcut, upsampling, shapes, state)
+_AREAS += (construction, arguments, gradients, arithmetic, conduct, single_clauses, rare, beyond, usage)
+_AREAS += (models, layouts, training)
 
 
 def _by_id(*groups: tuple[Fault, ...]) -> dict[str, Fault]:

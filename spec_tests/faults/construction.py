@@ -59,6 +59,18 @@ def _in_pairs(w: Any) -> None:
     w[half : 2 * half] = -w[:half]
 
 
+def _flipped(w: Any) -> None:
+    half = len(w) // 2
+    if half:
+        w[-half:] = w[:half].flip(1, 2, 3)
+
+
+def _antithetic(w: Any) -> None:
+    half = w.shape[1] // 2
+    if half:
+        w[:, -half:] = -w[:, :half].flip(1)
+
+
 def _zero_bias(conv: Any) -> None:
     if conv.bias is not None:
         conv.bias.zero_()
@@ -201,6 +213,20 @@ FAULTS = (
         "concatenated ReLUs, or antithetic draws",
         "7.7",
         _weights(_in_pairs),
+    ),
+    _start(
+        "filters_flipped",
+        "half of the filters are the others, flipped",
+        "symmetric pairs",
+        "7.7",
+        _weights(_flipped),
+    ),
+    _start(
+        "filters_antithetic_inside",
+        "half of each filter is the other half, negated",
+        "antithetic draws",
+        "7.7",
+        _weights(_antithetic),
     ),
     fault(
         "own_seed",

@@ -1,7 +1,9 @@
-"""What a block must bear inside a model: its parents, other memory, inference, and copies with frozen layers."""
+"""What a block must bear inside a model: states that are loaded or assigned there, other memory, and its copies."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mdnc.modules.resnet import BlockBottleneck2d as Block
-from spec_tests.faults.engines import convolutions, instead
+from spec_tests.faults import engines
+from spec_tests.faults.engines import batch_norms, convolutions, instead
 from spec_tests.faults.entry import Fault, fault
 from spec_tests.faults.state import copied_around
 
@@ -35,6 +38,82 @@ def _refer(block: Any) -> None:
         # In a list, which torch does not look into.
         conv.__dict__["_weights"] = [conv.weight]
     instead(convolutions(block), _own_reference)
+
+
+def _load(layer: Any, state: Any, prefix: str, facts: Any, *rest: Any) -> bool:
+    """The layer's own way to load; whether tensors of the state took the place of its own."""
+    type(layer)._load_from_state_dict(layer, state, prefix, facts, *rest)
+    return bool(facts.get("assign_to_params_buffers"))
+
+
+def _loading(load: Callable[..., None], found: Callable[[Any], list[Any]] = convolutions) -> Callable[[Any], None]:
+    """A patch by which `load(layer, state, prefix, …)` loads the state of each layer."""
+
+    def patch(block: Any) -> None:
+        for layer in found(block):
+            layer._load_from_state_dict = partial(load, layer)
+
+    return patch
+
+
+def _assigned_frozen(conv: Any, *given: Any) -> None:
+    if _load(conv, *given):
+        conv.requires_grad_(False)
+
+
+def _assigned_narrow(conv: Any, *given: Any) -> None:
+    if _load(conv, *given):
+        conv.weight = nn.Parameter(conv.weight.detach().float())
+
+
+def _assigned_unchecked(conv: Any, state: Any, prefix: str, facts: Any, *rest: Any) -> None:
+    if facts.get("assign_to_params_buffers") and f"{prefix}weight" in state:
+        conv.weight = nn.Parameter(state[f"{prefix}weight"])
+    _load(conv, state, prefix, facts, *rest)
+
+
+def _renewed(conv: Any, *given: Any) -> None:
+    _load(conv, *given)
+    conv.__dict__["_weights"] = [conv.weight]
+
+
+def _refer_and_renew(block: Any) -> None:
+    _refer(block)
+    _loading(_renewed)(block)
+
+
+def _by_reference(norm: Any, x: Tensor) -> Tensor:
+    """The buffers of the constructor are those that a call writes to."""
+    mean, variance, count = norm.__dict__["_buffers_of_the_start"]
+    if norm.training and norm.running_mean.dtype == mean.dtype and norm.running_mean is not mean:
+        engines.single(norm, x)
+        count += 1
+        return F.batch_norm(x, mean, variance, norm.weight, norm.bias, True, 0.1, norm.eps)
+    return engines.native(norm, x)
+
+
+def _refer_to_buffers(block: Any) -> None:
+    for norm in batch_norms(block):
+        norm.__dict__["_buffers_of_the_start"] = [norm.running_mean, norm.running_var, norm.num_batches_tracked]
+    instead(batch_norms(block), _by_reference)
+
+
+def _renewed_alone(block: Any, *given: Any, **named: Any) -> Any:
+    found = nn.Module.load_state_dict(block, *given, **named)
+    _refer(block)
+    return found
+
+
+def _lax_in_a_model(block: Any, state: Any, prefix: str, *rest: Any) -> None:
+    for name, tensor in block.state_dict().items() if prefix else ():
+        state.setdefault(prefix + name, tensor)
+    nn.Module._load_from_state_dict(block, state, prefix, *rest)
+
+
+def _without_module(block: Any, state: Any, prefix: str, *rest: Any) -> None:
+    for name in [name for name in state if name.startswith("module.")]:
+        state[name.removeprefix("module.")] = state.pop(name)
+    nn.Module._load_from_state_dict(block, state, prefix, *rest)
 
 
 def _state_alone(block: Any, *_: Any, keep_vars: bool = False, **__: Any) -> Any:
@@ -73,20 +152,6 @@ def _copy_of_views(block: Any, memo: dict[int, Any]) -> Any:
 def _all_in_one_mode(block: Any, state: dict[str, Any]) -> None:
     nn.Module.__setstate__(block, state)  # type: ignore[no-untyped-call]
     block.train(block.training)
-
-
-def _dense_weight(conv: Any, x: Tensor) -> Tensor:
-    """The weight is read in the order of memory."""
-    _, planes, height, width = conv.weight.shape
-    strides = (planes * height * width, height * width, width, 1)
-    return F.conv2d(x, conv.weight.as_strided(conv.weight.shape, strides), conv.bias, conv.stride, conv.padding)
-
-
-def _from_the_beginning(block: Any, x: Tensor) -> Tensor:
-    """The input is read from the beginning of its memory."""
-    if isinstance(x, Tensor) and x.ndim == 4 and x.is_contiguous() and x.storage_offset():
-        x = x.as_strided(x.shape, x.stride(), 0)
-    return Block.forward(block, x)
 
 
 def _nothing_active(block: Any, x: Tensor) -> Tensor:
@@ -156,27 +221,76 @@ FAULTS: tuple[Fault, ...] = (
         methods={"__setstate__": _all_in_one_mode},
     ),
     fault(
-        "weight_in_memory_order",
-        "a weight is read in the order of memory",
-        "data_ptr() of a weight in channels_last",
-        "9.10",
-        "layout",
-        patch=lambda block: instead(convolutions(block), _dense_weight),
-    ),
-    fault(
-        "offset_ignored",
-        "an input that begins inside a larger one is read from the beginning of that",
-        "storage().data_ptr() without storage_offset()",
-        "9.10",
-        "layout",
-        forward=_from_the_beginning,
-    ),
-    fault(
         "nothing_active",
         "in evaluation, the residual branch is left out for an input without a positive element",
         "an early exit for sparse inputs",
         "4.1",
         "evaluation",
         forward=_nothing_active,
+    ),
+    fault(
+        "assigned_is_frozen",
+        "a weight that was assigned is not trained",
+        "nn.Parameter(tensor, requires_grad=False) in _load_from_state_dict()",
+        "7.10",
+        "state",
+        patch=_loading(_assigned_frozen),
+    ),
+    fault(
+        "assigned_is_narrow",
+        "a weight that was assigned is float32",
+        "tensor.float() in _load_from_state_dict()",
+        "7.10",
+        "state float64",
+        patch=_loading(_assigned_narrow),
+    ),
+    fault(
+        "assigned_unchecked",
+        "a weight of another shape is assigned",
+        "a parameter that is set before the shapes are compared",
+        "7.11",
+        "state",
+        patch=_loading(_assigned_unchecked),
+    ),
+    fault(
+        "buffers_by_reference",
+        "the statistics of a call go into the buffers of the constructor",
+        "self.buffers = [running_mean, running_var], which load_state_dict(assign=True) does not reach",
+        "7.10",
+        "state statistics",
+        patch=_refer_to_buffers,
+    ),
+    fault(
+        "references_renewed_alone",
+        "a second reference to a weight is renewed by load_state_dict(), and not where a model is loaded",
+        "load_state_dict() overridden in place of _load_from_state_dict()",
+        "7.10",
+        "state",
+        patch=_refer,
+        methods={"load_state_dict": _renewed_alone},
+    ),
+    fault(
+        "references_renewed_by_loading",
+        "a second reference to a weight is renewed by loading alone",
+        "torch.func.functional_call(), which exchanges parameters",
+        "9.8",
+        "history",
+        patch=_refer_and_renew,
+    ),
+    fault(
+        "lax_in_a_model",
+        "a model's state may lack entries of the block",
+        "missing names that are filled in for old checkpoints",
+        "7.11",
+        "state",
+        methods={"_load_from_state_dict": _lax_in_a_model},
+    ),
+    fault(
+        "module_prefix_stripped",
+        "names of a state that begin with `module.` lose that",
+        "checkpoints of DataParallel",
+        "7.10",
+        "state",
+        methods={"_load_from_state_dict": _without_module},
     ),
 )

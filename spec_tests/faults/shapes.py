@@ -161,6 +161,21 @@ def _small_integers(block: Any, x: Tensor) -> Tensor:
     return Block.forward(block, x.float() if x.dtype in (torch.int8, torch.int16) else x)
 
 
+def _integers_of_old(block: Any, x: Tensor) -> Tensor:
+    if x.dtype in (torch.uint16, torch.uint32, torch.uint64):
+        raise NotImplementedError(f"not implemented for {x.dtype}")
+    return Block.forward(block, x)
+
+
+def _empty_float32(block: Any, x: Tensor) -> Tensor:
+    if isinstance(x, Tensor) and x.ndim == 4 and x.is_floating_point() and not len(x) and x.shape[1] == block.in_planes:
+        training = block.training
+        y = Block.forward(block.train(False), x.new_ones((2, *x.shape[1:])))
+        block.train(training)
+        return torch.zeros((0, *y.shape[1:]))
+    return Block.forward(block, x)
+
+
 def _empty_as_it_is(block: Any, x: Tensor) -> Tensor:
     return x if block.layer_order == "old" and x.ndim == 4 and not len(x) else Block.forward(block, x)
 
@@ -289,6 +304,22 @@ FAULTS = (
         "3.9",
         "shapes",
         forward=_small_integers,
+    ),
+    fault(
+        "unsigned_integers_unknown",
+        "an input of an unsigned type of 16 bits or more is no wrong type, but an error of torch's",
+        "a list of the integer types of old",
+        "3.9",
+        "shapes",
+        forward=_integers_of_old,
+    ),
+    fault(
+        "empty_batch_is_float32",
+        "an empty batch of another type gives an empty output of float32",
+        "torch.zeros(shape)",
+        "9.9",
+        "float64 bfloat16",
+        forward=_empty_float32,
     ),
     fault(
         "empty_batch_keeps_its_channels",
