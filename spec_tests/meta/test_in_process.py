@@ -54,6 +54,10 @@ def test_what_is_not_computed_by_onednn() -> None:
     settings.clear()
     block.backward(np.asarray(case.x(), order="F"), case.dy(), False)
     assert settings == [before, False], "on the way back of an x in another order"
+    settings.clear()
+    block = Numeric(BlockConfig.of(2, 2, normalizer="null"), (2, 2, 6, 5)).built(TorchSubject("py:x:X", Watched))
+    block.rearranged().backward(np.ones((2, 2, 6, 5), np.float32), np.ones((2, 2, 6, 5), np.float32), False)
+    assert settings == [before, False], "on the way back where the weights lie in another order"
     assert torch.backends.mkldnn.enabled == before
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from spec_tests.generators import layouts
-from spec_tests.subjects.tensors import address, viewed
+from spec_tests.subjects.tensors import address, parts_of_one, viewed
 
 X = np.arange(2 * 3 * 4 * 5, dtype=np.float32).reshape(2, 3, 4, 5)
 
@@ -49,3 +49,26 @@ def test_others_are_taken_as_they_are(make: Callable[[], Any]) -> None:
     tensor = viewed(x)
     assert tensor.shape == x.shape
     assert np.array_equal(tensor.numpy(), x)
+
+
+def test_parts_of_one_memory() -> None:
+    """Equal to what they are made of, apart from each other, behind the beginning, and no convolution weight plain."""
+    given = {
+        "weight": torch.from_numpy(X.copy()),
+        "bias": torch.arange(3.0),
+        "double": torch.arange(2.0, dtype=torch.float64),
+        "count": torch.tensor(7),
+        "other": torch.from_numpy(X + 1),
+    }
+    found = dict(parts_of_one(given, "cpu"))
+    assert list(found) == list(given)
+    for name, tensor in found.items():
+        assert torch.equal(tensor, given[name])
+        assert tensor.dtype == given[name].dtype
+        assert tensor.storage_offset() > 0
+    assert not found["weight"].is_contiguous()
+    assert not found["weight"].is_contiguous(memory_format=torch.channels_last)
+    assert address(found["weight"]) == address(found["bias"]) == address(found["other"])
+    found["weight"].zero_()
+    assert torch.equal(found["bias"], given["bias"])
+    assert torch.equal(found["other"], given["other"])
