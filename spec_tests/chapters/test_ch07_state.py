@@ -198,7 +198,7 @@ def test_load_is_strict(subject: Subject, normalizer: str) -> None:
 
 
 @pytest.mark.clause("7.12")
-@pytest.mark.needs("copy", "mode")
+@pytest.mark.needs("copy", "mode", "frozen")
 @by_norm
 def test_copy(subject: Subject, thin: Thin, normalizer: str) -> None:
     """A copy has the same state, mode and outputs, and shares nothing."""
@@ -206,7 +206,7 @@ def test_copy(subject: Subject, thin: Thin, normalizer: str) -> None:
 
 
 @pytest.mark.clause("7.13")
-@pytest.mark.needs("serialize", "mode")
+@pytest.mark.needs("serialize", "mode", "frozen")
 @by_norm
 def test_serialize(subject: Subject, thin: Thin, normalizer: str) -> None:
     """A block that is serialized and read back has the same state, mode and outputs."""
@@ -236,6 +236,14 @@ def judge_twin(subject: Subject, thin: Thin, normalizer: str, clause: str, make:
         mixed = twin_of(clause, partial(make, block), example).modes()
         equal_entries(clause, "modes of the layers, which differ", mixed, block.modes(), example)
         block.set_mode(False)
+        frozen = list(config.parameters())[::2]
+        block.freeze(frozen)
+        got = {
+            name: entry.trainable for name, entry in twin_of(clause, partial(make, block), example).entries().items()
+        }
+        due = {name: entry.trainable for name, entry in block.entries().items()}
+        equal_entries(clause, "trainable, of a block that is frozen in part", got, due, example)
+        block.freeze([])
         equal_entries(clause, "roles and types", twin.entries(), block.entries(), example)
         equal_outputs(clause, "the block and its twin", twin, block, example)
         fresh_start(clause, {"the twin": twin, "the block": block}, example)
@@ -257,7 +265,7 @@ def test_twins_of_another_type(subject: Subject, normalizer: str) -> None:
 
 
 @pytest.mark.clause("7.14")
-@pytest.mark.needs("convert")
+@pytest.mark.needs("convert", "frozen")
 @by_norm
 @pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
 def test_convert(subject: Subject, thin: Thin, normalizer: str, dtype: str) -> None:
@@ -266,7 +274,12 @@ def test_convert(subject: Subject, thin: Thin, normalizer: str, dtype: str) -> N
         block = subject.build(config.arguments())
         example = Example.of(config)
         before = {name: entry.dtype for name, entry in block.entries().items()}
+        block.freeze(list(config.parameters())[::2])
         converted = block.converted(dtype)
+        got_trained, trained = (
+            {name: entry.trainable for name, entry in one.entries().items()} for one in (converted, block)
+        )
+        equal_entries("7.14", f"trainable after the conversion to {dtype}", got_trained, trained, example)
         got = {name: entry.dtype for name, entry in converted.entries().items()}
         due = {name: "int64" if name.endswith("num_batches_tracked") else dtype for name in config.state()}
         equal_entries("7.14", f"types after the conversion to {dtype}", got, due, example)

@@ -149,6 +149,16 @@ def _copy_of_views(block: Any, memo: dict[int, Any]) -> Any:
     return copied_around(block, memo, lambda t: nn.Parameter(t.detach()) if t.requires_grad else t.detach())
 
 
+def _all_trained(block: Any, state: dict[str, Any]) -> None:
+    nn.Module.__setstate__(block, state)  # type: ignore[no-untyped-call]
+    block.requires_grad_(True)
+
+
+def _apply_anew(block: Any, change: Any, recurse: bool = True) -> Any:
+    found = nn.Module._apply(block, change, recurse)  # type: ignore[no-untyped-call]
+    return found.requires_grad_(True)
+
+
 def _all_in_one_mode(block: Any, state: dict[str, Any]) -> None:
     nn.Module.__setstate__(block, state)  # type: ignore[no-untyped-call]
     block.train(block.training)
@@ -211,6 +221,22 @@ FAULTS: tuple[Fault, ...] = (
         "7.12 9.8",
         "state history",
         methods={"__deepcopy__": _copy_of_views},
+    ),
+    fault(
+        "copies_are_trained",
+        "in a copy every parameter is trained",
+        "parameters that are made anew in __setstate__",
+        "7.12 7.13",
+        "state",
+        methods={"__setstate__": _all_trained},
+    ),
+    fault(
+        "conversion_trains_all",
+        "after a conversion every parameter is trained",
+        "parameters that are made anew in _apply()",
+        "7.14",
+        "state",
+        methods={"_apply": _apply_anew},
     ),
     fault(
         "copies_in_one_mode",

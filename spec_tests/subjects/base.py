@@ -166,6 +166,10 @@ class Block(ABC):
         """As `backward`, with gradients wanted of x and of these parameters alone (feature ``"frozen"``)."""
         raise NotImplementedError
 
+    def freeze(self, names: Collection[str]) -> None:
+        """Let these parameters, and no others, be trained no more (feature ``"frozen"``)."""
+        raise NotImplementedError
+
     def accumulated(self, calls: Sequence[tuple[Array, Array]], training: bool) -> dict[str, Array]:
         """What the parameters received in several backward passes, each of (x, dy) (feature ``"accumulate"``)."""
         raise NotImplementedError

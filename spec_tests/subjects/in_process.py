@@ -150,6 +150,11 @@ class TorchBlock(Block):
         with translated(self.code):
             return Gradients(array_of(dx, "the gradient of the input"), found, array_of(y, "the output"))
 
+    def freeze(self, names: Collection[str]) -> None:
+        with translated(self.code):
+            for name, parameter in self.module.named_parameters():
+                parameter.requires_grad_(name not in names)
+
     def accumulated(self, calls: Sequence[tuple[Array, Array]], training: bool) -> dict[str, Array]:
         self.module.zero_grad(set_to_none=True)
         with translated(f"{self.code}, called and differentiated {len(calls)} times"):
