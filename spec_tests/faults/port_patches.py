@@ -150,6 +150,16 @@ PATCHES: dict[str, list[Change]] = {
     "statistics_never_updated": [(_P, _STATISTICS, "return run.y, call.buffers")],
     "counter_stands_still": [(_P, 'num_batches_tracked"] + 1', 'num_batches_tracked"] + 0')],
     "counter_counts_samples": [(_P, 'num_batches_tracked"] + 1', 'num_batches_tracked"] + len(x)')],
+    "counter_of_finite_batches": [
+        (_P, 'num_batches_tracked"] + 1', 'num_batches_tracked"] + int(np.isfinite(x).all())')
+    ],
+    "nan_kept_from_the_mean": [
+        (
+            _P,
+            "(1 - MOMENTUM) * old + MOMENTUM * value.reshape(-1)",
+            "np.where(np.isnan(value.reshape(-1)), old, (1 - MOMENTUM) * old + MOMENTUM * value.reshape(-1))",
+        )
+    ],
     "counter_in_float64": [
         (
             _P,
