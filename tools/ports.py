@@ -29,6 +29,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from spec_tests.report.terminal import TROUBLE
 from tools import command_line
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -83,7 +84,7 @@ def missing(port: Port) -> list[str]:
 
 def cell(holding: str, total: str, rest: str) -> str:
     """The clauses that hold of those that concern a port, and a mark for what is broken or not offered."""
-    absent = re.search(r"(\d+) not of this kind", rest)
+    absent = re.search(rf"(\d+) {TROUBLE['inapplicable']}", rest)
     due = int(total) - (int(absent[1]) if absent else 0)
     marks = [word for word in ("broken", "unsupported", "not judged") if word in rest]
     return " ".join([f"{holding}/{due}" if due else "-", *marks])

@@ -6,14 +6,17 @@ import ast
 import contextlib
 import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from spec_tests.meta.processes import ROOT, Ended, environment, loaded
+from spec_tests.report.terminal import _chapter_text
 
 TOOLS = ROOT / "tools"
 NONE = "nowhere/file.png"
@@ -302,3 +305,19 @@ def test_a_wheel_has_all_that_is_read_at_run_time() -> None:
         assert not any("node_modules" in name or "__pycache__" in name for name in due)
         assert tool.problems(due) == []
         assert tool.problems(due | {"tools/x.py", "mdnc_spec-1.dist-info/RECORD"}) == ["unwanted tools"]
+
+
+@pytest.mark.parametrize(
+    ("counts", "due"),
+    [
+        ({"passed": 18, "inapplicable": 2}, "18/18"),
+        ({"inapplicable": 7}, "-"),
+        ({"passed": 12, "inapplicable": 1, "unsupported": 1}, "12/13 unsupported"),
+        ({"passed": 1, "failed": 1, "unsure": 1}, "1/3 broken"),
+    ],
+)
+def test_the_matrix_of_ports_reads_what_a_run_prints(counts: dict[str, int], due: str) -> None:
+    text = re.fullmatch(r"(\d+) of (\d+) clauses hold(.*)", _chapter_text(Counter(counts)))
+    assert text
+    with loaded(TOOLS / "ports.py") as tool:
+        assert tool.cell(*text.groups()) == due

@@ -20,7 +20,8 @@ from spec_tests.words import counted, hanging, listed
 # Of one cause: how many rows a screen of 80 columns has for it, and how many lines of its example are told.
 ROWS, COLUMNS, EXAMPLE = 40, 80, 12
 
-_TROUBLE = {
+# What is said of clauses that do not hold; tools/ports.py reads it.
+TROUBLE = {
     "failed": "broken",
     "errored": "not judged",
     "unreached": "not judged",
@@ -71,7 +72,7 @@ def _chapter_text(counts: Counter[str]) -> str:
     total, passed = counts.total(), counts["passed"]
     if counts["open"] == total:
         return f"{counted(total, 'clause')} without a test yet"
-    rest = [f"{counts[status]} {words}" for status, words in _TROUBLE.items() if counts[status]]
+    rest = [f"{counts[status]} {words}" for status, words in TROUBLE.items() if counts[status]]
     return ", ".join([f"{passed} of {total} clauses hold", *rest])
 
 
