@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from spec_tests import __version__, known_failures
+from spec_tests.chapter_run import REDIS
 from spec_tests.clauses import select
 from spec_tests.verdict import NOT_JUDGED
 
-# How the address of a Redis server begins.
-REDIS = ("redis://", "rediss://", "unix://")
 RUN_HELP = """\
 examples:
   mdnc-spec run --subject py:mdnc.modules.resnet:BlockBottleneck2d

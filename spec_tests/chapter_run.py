@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
+# How the address of a database that is no folder begins, that of a Redis server.
+REDIS = ("redis://", "rediss://", "unix://")
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 

@@ -16,7 +16,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from spec_tests import chapter_run, known_failures
-from spec_tests.arguments import REDIS, parser
+from spec_tests.arguments import parser
 from spec_tests.clauses import NUMERIC, all_chapters, all_clauses, select
 from spec_tests.signals import interrupt_once
 from spec_tests.streams import UNTOLD, drop_output, open_streams, printing, say
@@ -113,7 +113,7 @@ def _usable(options: argparse.Namespace) -> bool:
     from spec_tests.report.files import check_writable
 
     try:
-        if options.database and not options.database.startswith(REDIS):
+        if options.database and not options.database.startswith(chapter_run.REDIS):
             check_writable(Path(options.database))
         seeding.database(options.database or "")
     except Exception as error:  # whatever the client of a database raises

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from hypothesis.errors import Flaky
 
-from spec_tests.clauses import all_clauses
 from spec_tests.compare import CALL, NonConformance
 from spec_tests.subjects.base import AtOnce, Crashed, Refused, SubjectError
 from spec_tests.verdict import Failure
@@ -51,11 +50,6 @@ def _failure_that_changed(error: Flaky, test: str, clause: str) -> tuple[str, Fa
             return status, replace(failure, got=f"{failure.got}; the same example gave another result before")
     got = "the same example took another course when it ran again, so that the test says nothing"
     return "errored", Failure("", f"the subject, in {test}", got, "the same results for the same calls", "")
-
-
-def decides(status: str, failure: Failure) -> bool:
-    """Whether a run to the first failure ends with this one: of a MUST clause, or of the suite."""
-    return status == "errored" or all_clauses()[failure.clause].level == "MUST"
 
 
 def saved(folder: Path, told: str, request: bytes) -> str:

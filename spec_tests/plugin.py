@@ -331,9 +331,10 @@ def _failed(item: pytest.Item, error: BaseException, outcome: TestOutcome, asked
     if asked is not None and status == "failed":
         told = f"{outcome.clauses[0]}-{item.name}"
         request = outcomes.saved(_folder(item.config), told, asked.last_request())
-    if item.config.getoption("until_first_failure") and outcomes.decides(status, failure):
+    outcome = replace(outcome, status=status, failure=failure, request=request, again=_again(item.config))
+    if item.config.getoption("until_first_failure") and not outcome.advice:
         _stop(item.session, "a MUST clause is broken")
-    return replace(outcome, status=status, failure=failure, request=request, again=_again(item.config))
+    return outcome
 
 
 def _news(config: pytest.Config) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import hypothesis
 from hypothesis.database import DirectoryBasedExampleDatabase, ExampleDatabase
 
-from spec_tests.arguments import REDIS
+from spec_tests.chapter_run import REDIS
 
 PREFIX = b"mdnc-spec:"
 

@@ -71,12 +71,8 @@ class TestOutcome:
     @property
     def advice(self) -> bool:
         """Whether it failed, and by a SHOULD clause."""
-        return self.failure is not None and bool(self.failure.clause) and self.level == "SHOULD"
-
-    @property
-    def level(self) -> str:
-        """That of the clause that it broke, if any."""
-        return all_clauses()[self.failure.clause].level if self.failure and self.failure.clause else ""
+        clause = self.failure.clause if self.failure is not None else ""
+        return bool(clause) and all_clauses()[clause].level == "SHOULD"
 
     def and_again(self, later: TestOutcome) -> TestOutcome:
         """Add another run of this test: what was counted adds up, and of two failures the first is told."""

@@ -20,7 +20,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from spec_tests import plugin
+from spec_tests import chapter_run, plugin
 from spec_tests.config import NAMED_VALUES, BlockConfig
 from spec_tests.enumeration import named_values
 from spec_tests.numeric import Numeric, named
@@ -93,6 +93,7 @@ def over_the_pipe(subject: StdioSubject) -> Call:
 
 def whole_run(made: Callable[[], Subject]) -> Callable[[], object]:
     """The tests of RUN on a new subject, as a run of the suite has them."""
+    chapter_run.ignore_own_setup()
     arguments = profile_run.arguments(REFERENCE, "default", RUN)
 
     def run() -> None:

@@ -109,6 +109,7 @@ def judged(subject: str, profile: str, clauses: Sequence[str] = ()) -> Durations
         RuntimeError: it does not conform, so that its time says nothing.
     """
     durations = Durations()
+    chapter_run.ignore_own_setup()
     ended = pytest.main(arguments(subject, profile, clauses), plugins=[durations])
     if ended != pytest.ExitCode.OK:
         raise RuntimeError(f"{subject} does not conform (pytest ended with {ended}), so that its time says nothing")

@@ -83,6 +83,7 @@ def judge_drawn(name: str, drawn: Array, limit: float, example: Example) -> None
     different = len(np.unique(rows, axis=0)) if rows.shape[1] > 1 else len(rows)
     what = f"filters of {name} that differ in more than signs and order"
     holds("7.7", what, different == len(rows), different, f"all {len(rows)}", example)
+    # A row of 300 has 45,000 pairs, each alike once in 2^23: six of them come once in 10^16 rows.
     again = int(np.count_nonzero(rows[:, 1:] == rows[:, :-1], axis=1).max(initial=0))
     what = f"magnitudes that come again within a filter of {name}"
     holds("7.7", what, again < REPEATED, again, f"less than {REPEATED}", example)

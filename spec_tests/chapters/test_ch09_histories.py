@@ -22,6 +22,23 @@ from spec_tests.subjects.base import Block, Crashed, Refused, Subject, zeros
 REFUSES = ["import contextlib", "from spec_tests.subjects.base import Refused, zeros"]
 
 
+def buffers(block: Block, run: Forward, example: Example) -> list[Verdict]:
+    """Of each buffer, whether it is as it must be after the call."""
+    state = block.state()
+    return [inspect("9.8", n, state[n], run.stats[n], example, run, n) for n in run.config.buffers()]
+
+
+def differentiated(block: Block, numeric: Numeric, run: Forward, example: Example) -> list[Verdict]:
+    """Of each gradient of one call, whether it is as it must be; a block that gives none breaks the clause."""
+    try:
+        got = block.backward(numeric.x(), numeric.dy(), numeric.training)
+    except Crashed as crash:
+        raise NonConformance("9.8", "a backward pass", crash.error, "gradients", example) from crash
+    due = vjp(run, numeric.dy())
+    of_input = inspect("9.8", "the gradient of the input", got.dx, due.dx, example, run, "dx")
+    return [of_input, *inspect_each("9.8", got.params, due.params, example, run)]
+
+
 class History(RuleBasedStateMachine):
     """One block, whose every result follows from the state that it shows; subclasses set `subject`."""
 
@@ -66,7 +83,7 @@ class History(RuleBasedStateMachine):
         numeric, example = self._call(seed, training, "y = block.forward(c.x(), c.training)")
         run = numeric.expected(self.block.state())
         y = self.block.forward(numeric.x(), training)
-        count("9.8", [inspect("9.8", "the output", y, run.y, example, run), *self._buffers(run, example)])
+        count("9.8", [inspect("9.8", "the output", y, run.y, example, run), *buffers(self.block, run, example)])
 
     @precondition(lambda self: "backward" in self.subject.features)
     @rule(seed=st.integers(0, 9), training=st.booleans())
@@ -74,18 +91,8 @@ class History(RuleBasedStateMachine):
         training = self._mode(training)
         numeric, example = self._call(seed, training, "gradients = block.backward(c.x(), c.dy(), c.training)")
         run = numeric.expected(self.block.state())
-        try:
-            got = self.block.backward(numeric.x(), numeric.dy(), training)
-        except Crashed as crash:
-            raise NonConformance("9.8", "a backward pass", crash.error, "gradients", example) from crash
-        expected = vjp(run, numeric.dy())
-        verdicts = [inspect("9.8", "the gradient of the input", got.dx, expected.dx, example, run, "dx")]
-        verdicts += inspect_each("9.8", got.params, expected.params, example, run)
-        count("9.8", verdicts + self._buffers(run, example))
-
-    def _buffers(self, run: Forward, example: Example) -> list[Verdict]:
-        state = self.block.state()
-        return [inspect("9.8", n, state[n], run.stats[n], example, run, n) for n in run.config.buffers()]
+        verdicts = differentiated(self.block, numeric, run, example)
+        count("9.8", verdicts + buffers(self.block, run, example))
 
     @rule(seed=st.integers(0, 9))
     def load(self, seed: int) -> None:
@@ -203,10 +210,8 @@ def test_backward_behind_inference(subject: Subject, thin: Thin, normalizer: str
         block = numeric.built(subject)
         run, y = numeric.expected(), block.inferred(numeric.x(), numeric.training)
         lines = ["y = block.inferred(case.x(), case.training)"]
-        example, after = numeric.script(lines), block.state()
-        verdicts = [inspect("9.8", "the output", y, run.y, example, run)]
-        verdicts += [inspect("9.8", n, after[n], run.stats[n], example, run, n) for n in config.buffers()]
-        count("9.8", verdicts)
+        example = numeric.script(lines)
+        count("9.8", [inspect("9.8", "the output", y, run.y, example, run), *buffers(block, run, example)])
         lines.append("block.load(case.state())")
         example = numeric.script(lines)
         try:
@@ -214,13 +219,7 @@ def test_backward_behind_inference(subject: Subject, thin: Thin, normalizer: str
         except (Crashed, Refused) as error:
             raise NonConformance("9.8", "loading its state", str(error), "no error", example) from error
         example = numeric.script([*lines, "gradients = block.backward(case.x(), case.dy(), case.training)"])
-        try:
-            got = block.backward(numeric.x(), numeric.dy(), numeric.training)
-        except Crashed as crash:
-            raise NonConformance("9.8", "a backward pass", crash.error, "gradients", example) from crash
-        due = vjp(run, numeric.dy())
-        verdicts = [inspect("9.8", "the gradient of the input", got.dx, due.dx, example, run, "dx")]
-        count("9.8", verdicts + inspect_each("9.8", got.params, due.params, example, run))
+        count("9.8", differentiated(block, numeric, run, example))
 
 
 @pytest.mark.clause("9.8")

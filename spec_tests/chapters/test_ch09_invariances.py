@@ -198,8 +198,10 @@ def test_layouts_of_the_weights(subject: Subject, thin: Thin, scaler: str) -> No
     for seed, (names, training, dtype) in thin(enumerate(cases)):
         numeric = Numeric(BlockConfig.of(3, 4, **names), (2, 3, 4, 5), seed=seed, training=training, dtype=dtype)
         block, run = numeric.built(subject).rearranged(), numeric.expected()
-        example = numeric.script(["block = block.rearranged()", "y = block.forward(case.x(), case.training)"])
         for layout, x in {"plain": numeric.x(), **layouts(numeric.x())}.items():
+            laid = "case.x()" if layout == "plain" else f"layouts(case.x())[{layout!r}]"
+            call = f"block = block.rearranged(); y = block.forward({laid}, case.training)"
+            example = numeric.script(["from spec_tests.generators import layouts", call])
             y = reloaded(block, numeric).forward(x, training)
             within("9.10", f"the output, weights with the channels last, x {layout}", y, run.y, example, run)
 

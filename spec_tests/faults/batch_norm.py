@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -65,11 +66,12 @@ def finite_batches_counted(norm: Any, x: Tensor) -> Tensor:
     return y
 
 
-def finite_means_kept(norm: Any, x: Tensor) -> Tensor:
+def bad_means_skipped(norm: Any, x: Tensor, *, bad: Callable[[Tensor], Tensor]) -> Tensor:
+    """Where the new mean is `bad`, the old one stays."""
     before = norm.running_mean.clone()
     y = engines.native(norm, x)
     mean = norm.running_mean.data
-    mean.copy_(torch.where(mean.isnan(), before, mean))
+    mean.copy_(torch.where(bad(mean), before, mean))
     return y
 
 
@@ -235,7 +237,7 @@ FAULTS = (
         "bad batches that are skipped",
         "6.1",
         "statistics nonfinite",
-        patch=lambda block: instead(batch_norms(block), finite_means_kept),
+        patch=lambda block: instead(batch_norms(block), bad_means_skipped, bad=torch.isnan),
     ),
     fault(
         "counter_in_float64",

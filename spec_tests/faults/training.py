@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from spec_tests.faults import engines
+from spec_tests.faults.batch_norm import bad_means_skipped
 from spec_tests.faults.engines import batch_norms, convolutions, instance_norms, instead
 from spec_tests.faults.entry import Fault, fault
 
@@ -69,14 +70,6 @@ def _received(weight: Any, instead_of_adding: bool) -> Tensor:
 
 def _convolve(conv: Any, x: Tensor, *, instead_of_adding: bool) -> Tensor:
     y: Tensor = conv._conv_forward(x, _received(conv.weight, instead_of_adding), conv.bias)
-    return y
-
-
-def _finite_mean(norm: Any, x: Tensor) -> Tensor:
-    before = norm.running_mean.clone()
-    y = engines.native(norm, x)
-    mean = norm.running_mean.data
-    mean.copy_(torch.where(mean.isinf(), before, mean))
     return y
 
 
@@ -202,7 +195,7 @@ FAULTS: tuple[Fault, ...] = (
         "bad batches that are skipped",
         "6.1",
         "statistics nonfinite",
-        patch=lambda block: instead(batch_norms(block), _finite_mean),
+        patch=lambda block: instead(batch_norms(block), bad_means_skipped, bad=torch.isinf),
     ),
     fault(
         "nan_in_all_means",

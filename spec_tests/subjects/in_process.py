@@ -9,6 +9,7 @@ import pickle
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -74,13 +75,16 @@ class TorchBlock(Block):
             raise Unfit(f"the name {unnamed[0]!r:.80} of the state is {kind_of(unnamed[0])}, not a str")
         return {name: tensor_of(value, f"the entry {name!r} of the state") for name, value in state.items()}
 
-    def _called(self, given: torch.Tensor, training: bool | None) -> torch.Tensor:
+    def _called(
+        self, given: torch.Tensor, training: bool | None, call: Callable[[torch.Tensor], object] | None = None
+    ) -> torch.Tensor:
+        """The output for `given` in a mode, of the module, or of another way to call it."""
         wanted = training is not False
         # At a change only: what `train` makes anew at each call would never be out of date.
         if self.module.training != wanted:
             self.module.train(wanted)
         with own_kernels(self.dtype), unalarmed(self.device):
-            return tensor_of(self.module(given), "the output")
+            return tensor_of((call or self.module)(given), "the output")
 
     def entries(self) -> dict[str, Entry]:
         with translated(self.code):
@@ -156,8 +160,8 @@ class TorchBlock(Block):
                 parameter.requires_grad_(name not in names)
 
     def accumulated(self, calls: Sequence[tuple[Array, Array]], training: bool) -> dict[str, Array]:
-        self.module.zero_grad(set_to_none=True)
         with translated(f"{self.code}, called and differentiated {len(calls)} times"):
+            self.module.zero_grad(set_to_none=True)
             for x, dy in calls:
                 given, arriving = self._tensor(x), self._tensor(dy)
                 y = self._called(given, training)
@@ -257,12 +261,9 @@ class TorchBlock(Block):
 
     def functional(self, state: Mapping[str, Array], x: Array, training: bool | None = None) -> Array:
         tensors = {name: torch.from_numpy(np.array(value)).to(self.device) for name, value in state.items()}
-        wanted = training is not False
-        doing = f"{self.code}, called by functional_call"
-        with translated(doing), torch.no_grad(), own_kernels(self.dtype), unalarmed(self.device):
-            if self.module.training != wanted:
-                self.module.train(wanted)
-            return array_of(torch.func.functional_call(self.module, tensors, (self._tensor(x),)), "the output")
+        call = partial(torch.func.functional_call, self.module, tensors)
+        with translated(f"{self.code}, called by functional_call"), torch.no_grad():
+            return array_of(self._called(self._tensor(x), training, call), "the output")
 
     def copy(self) -> TorchBlock:
         return self._derived(lambda: copy.deepcopy(self.module), "copy.deepcopy")
