@@ -2,27 +2,24 @@
 
 The subject is asked for a fixed set of examples. A rule explains them if every output, gradient and statistic
 lies within the bounds of the oracle under that rule; nothing is scored beyond counting them. Where more than
-one rule does, more examples are made to tell them apart; where none does, pairs of rules are tried.
+one rule does, more examples are made to tell them apart. Where none does, products in TF32 are tried, with the
+rules of the specification and with each other one, and then pairs of rules.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import combinations, count, islice
+from itertools import combinations, islice
 from time import monotonic
 from typing import Any
 
-import numpy as np
-
 from spec_tests import isolation
-from spec_tests.config import BlockConfig
-from spec_tests.enumeration import named_values
-from spec_tests.numeric import ARITHMETIC, Numeric, arithmetic
-from spec_tests.oracle import SPEC, Bounded, NotApplicable, Rules, alternatives, forward, judge, vjp
-from spec_tests.oracle.plan import changes_nothing
+from spec_tests.evidence import Change, Evidence, examples, observe, predict
+from spec_tests.numeric import Numeric, arithmetic
+from spec_tests.oracle import SPEC, TF32, NotApplicable, Rules, alternatives, judge
 from spec_tests.subjects import load_subject
-from spec_tests.subjects.base import Array, Crashed, Refused, Subject
+from spec_tests.subjects.base import Subject
 from spec_tests.words import counted
 
 SECONDS = 10.0
@@ -30,17 +27,6 @@ SECONDS = 10.0
 CLOSELY, PAIRED = 12, 10
 MORE_EXAMPLES = 48
 FEWEST = 8
-
-Change = tuple[str, Any]
-
-
-@dataclass(frozen=True)
-class Observation:
-    """What the subject made of one example: tensors by name, or an error."""
-
-    numeric: Numeric
-    tensors: dict[str, Array]
-    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,6 +60,8 @@ class Diagnosis:
         runner_up: the best of what does not.
         where: if nothing does, what the wrong examples have in common and the first layer at which one goes wrong.
         errors: calls that failed, of which no rule says anything.
+        coarse: how many examples break the specification, and of how many, if `explanations`, or the specification
+            itself where those are empty, account for everything in TF32 only.
     """
 
     wrong: int
@@ -82,6 +70,7 @@ class Diagnosis:
     runner_up: Explanation | None = None
     where: tuple[str, ...] = ()
     errors: tuple[str, ...] = ()
+    coarse: tuple[int, int] | None = None
 
     @property
     def healthy(self) -> bool:
@@ -104,7 +93,9 @@ class Diagnosis:
             one = "The only output, gradient or statistic that came is right."
             return [*found, f"All of {total} that came are right." if self.total > 1 else one]
         if self.explanations:
-            return [*found, *self._explained(total)]
+            return [*found, *self._explained(total), *self._coarsely(total)]
+        if self.coarse:
+            return [*found, *self._coarsely(total)]
         are = "is" if self.wrong == 1 else "are"
         found.append(f"No known mistake, and no pair of them, explains the {self.wrong:,} of {total} that {are} wrong.")
         if self.runner_up is not None and self.runner_up.inside > self.total - self.wrong:
@@ -127,6 +118,24 @@ class Diagnosis:
             other = self.runner_up
             yield f"The next best explanation, {other.sentence()}, accounts for {other.inside} of them."
 
+    def _coarsely(self, total: str) -> Iterator[str]:
+        """What the arithmetic explains of all `total` tensors."""
+        if self.coarse is None:
+            return
+        rounded = "convolutions that round their factors to the 10 bits of TF32"
+        if self.explanations:
+            yield f"These are the bounds of {rounded}; those of float32 admit no explanation."
+        else:
+            yield f"It breaks no rule and behaves like {rounded}."
+            yield (
+                f"Every one of {total} lies within the bounds of that arithmetic; {self.wrong:,} lie outside those of "
+                f"float32, in {self.coarse[0]} of {self.coarse[1]} examples."
+            )
+        yield (
+            "PyTorch does so on a GPU, unless torch.backends.cudnn.allow_tf32 = False; PORTING.md has the switches of "
+            "others."
+        )
+
 
 def _sentence(name: str, value: Any) -> str:
     metadata = next(item.metadata for item in fields(Rules) if item.name == name)
@@ -134,132 +143,6 @@ def _sentence(name: str, value: Any) -> str:
     due = getattr(SPEC, name)
     instead = f" instead of {due!r}" if due is not None else ""
     return f"{name} = {value!r}{instead} ({metadata['meaning']}; {habit}), clause {metadata['clause']}"
-
-
-# ---------------------------------------------------------------- examples
-
-_SHAPES: tuple[dict[str, Any], ...] = (
-    {"in_planes": 3, "out_planes": 3, "kernel_size": 3, "padding": 1},
-    {"in_planes": 2, "out_planes": 3, "kernel_size": 3, "padding": 1, "stride": 2},
-    {"in_planes": 3, "out_planes": 3, "kernel_size": (1, 3), "padding": (0, 1), "stride": (2, 3)},
-    # With the fourth of the sizes, a projection that keeps channels and size.
-    {"in_planes": 3, "out_planes": 3, "kernel_size": 3, "padding": 1, "output_size": (4, 6)},
-    {"in_planes": 3, "out_planes": 2, "kernel_size": (3, 1), "padding": (1, 0), "output_size": (5, 4)},
-)
-_SIZES = ((3, 4, 6), (2, 5, 4), (3, 5, 6), (1, 4, 6), (2, 3, 3))
-_KINDS = (("near_eps", "near_eps"), ("distinct", "normal"))
-
-
-def examples(subject: Subject) -> Iterator[Numeric]:
-    """Examples without end, of every combination of names, shapes and modes; the first ones are the plainest."""
-    for number in count():
-        combinations_of_names = list(named_values())
-        names = combinations_of_names[(number * 5) % len(combinations_of_names)]
-        turn = number // len(combinations_of_names)
-        config = BlockConfig.of(**_SHAPES[(number + turn) % len(_SHAPES)], **names)
-        state_kind, input_kind = _KINDS[(number + turn) % 2]
-        training = subject.modes[(number // 2 + turn) % len(subject.modes)]
-        size = _SIZES[number % len(_SIZES)]
-        numeric = Numeric(config, (size[0], config.in_planes, *size[1:]), state_kind, input_kind, number, training)
-        if config.takes(numeric.shape, training):
-            yield numeric
-
-
-def observe(subject: Subject, numeric: Numeric) -> Observation:
-    """Run one example: a forward call, and a backward pass if the subject has one."""
-    found: dict[str, Array] = {}
-    try:
-        block = numeric.built(subject)
-        found["y"] = block.forward(numeric.x(), numeric.training)
-        found.update({name: value for name, value in block.state().items() if name in numeric.config.buffers()})
-        if "backward" in subject.features:
-            gradients = numeric.built(subject).backward(numeric.x(), numeric.dy(), numeric.training)
-            found["dx"] = gradients.dx
-            found.update({f"grad {name}": value for name, value in gradients.params.items()})
-    except (Refused, Crashed) as error:
-        return Observation(numeric, found, str(error))
-    return Observation(numeric, found)
-
-
-def predict(numeric: Numeric, rules: Rules, gradients: bool) -> dict[str, Bounded]:
-    """What a block of these rules makes of an example. Raises NotApplicable."""
-    run = forward(
-        numeric.config,
-        numeric.state(),
-        numeric.x(),
-        training=numeric.training,
-        arith=ARITHMETIC[numeric.dtype],
-        rules=rules,
-    )
-    found = {"y": run.y, **run.stats}
-    if gradients:
-        back = vjp(run, numeric.dy())
-        found["dx"] = back.dx
-        found.update({f"grad {name}": value for name, value in back.params.items()})
-    return found
-
-
-# ---------------------------------------------------------------- explanations
-
-
-class Evidence:
-    """Observations, and how many of their tensors each rule accounts for; what was computed is kept."""
-
-    def __init__(self, observations: Iterable[Observation], gradients: bool) -> None:
-        self.gradients = gradients
-        self.observations = list(observations)
-        self._known: dict[tuple[int, tuple[Change, ...]], tuple[int, int]] = {}
-
-    def inside(self, index: int, changes: tuple[Change, ...]) -> tuple[int, int]:
-        """How many tensors of one observation lie within the bounds of the changed rules, and how many there are."""
-        key = (index, changes)
-        if key not in self._known:
-            rules, config = replace(SPEC, **dict(changes)), self.observations[index].numeric.config
-            same = changes and _changes_nothing(config, rules)
-            self._known[key] = self.inside(index, ()) if same else self._judge(self.observations[index], rules)
-        return self._known[key]
-
-    def _judge(self, observation: Observation, rules: Rules) -> tuple[int, int]:
-        gradients = self.gradients and "dx" in observation.tensors
-        try:
-            expected = predict(observation.numeric, rules, gradients)
-        except NotApplicable:
-            # Such rules say nothing of this example; it speaks neither for nor against them.
-            return 0, 0
-        judged = [(observation.tensors[name], b) for name, b in expected.items() if name in observation.tensors]
-        return sum(_within(got, bounded) for got, bounded in judged), len(judged)
-
-    def explanation(self, changes: tuple[Change, ...]) -> Explanation:
-        pairs = [self.inside(index, changes) for index in range(len(self.observations))]
-        return Explanation(changes, sum(good for good, _ in pairs), sum(total for _, total in pairs))
-
-    def failing(self) -> list[int]:
-        """The observations that break the specification."""
-        return [i for i in range(len(self.observations)) if self.inside(i, ())[0] < self.inside(i, ())[1]]
-
-    def explains(self, changes: tuple[Change, ...]) -> bool:
-        """Whether the rules account for everything, and for something that the specification does not."""
-        failing = self.failing()
-        spoken = [self.inside(i, changes)[1] for i in failing]
-        return bool(failing) and any(spoken) and self._all_inside(changes, [*failing, *range(len(self.observations))])
-
-    def _all_inside(self, changes: tuple[Change, ...], indices: Iterable[int]) -> bool:
-        return all(good == total for good, total in (self.inside(i, changes) for i in indices))
-
-
-def _changes_nothing(config: BlockConfig, rules: Rules) -> bool:
-    try:
-        return changes_nothing(config, rules)
-    except NotApplicable:
-        return False
-
-
-def _within(got: Array, expected: Bounded) -> bool:
-    """`judge` without its story: a hundred rules are asked."""
-    if got.shape != expected.shape:
-        return False
-    with np.errstate(all="ignore"):
-        return bool((~(np.abs(got - expected.value) > expected.bound) & ~np.isnan(got)).all())
 
 
 def _spread(indices: Sequence[int], most: int) -> list[int]:
@@ -279,25 +162,41 @@ def diagnose(subject: Subject, seconds: float = SECONDS, first: int = 48) -> Dia
             break
     evidence = Evidence(observations, "backward" in subject.features)
     failing = evidence.failing()
-    wrong = sum(total - good for good, total in (evidence.inside(i, ()) for i in failing))
+    inside, total = evidence.accounted(())
     errors = tuple(dict.fromkeys(observation.error for observation in observations if observation.error))
     if not failing:
-        return Diagnosis(0, sum(evidence.inside(i, ())[1] for i in range(len(observations))), errors=errors)
-    singles: list[tuple[Change, ...]] = [((name, value),) for name, value, _ in alternatives()]
-    sample = _spread(failing, 6)
-    ranked = sorted(singles, key=lambda changes: -_gain(evidence, changes, sample))
-    found = [changes for changes in ranked if _gain(evidence, changes, sample) > 0 and evidence.explains(changes)]
+        return Diagnosis(0, total, errors=errors)
+    ranked, found = _singles(evidence)
+    coarse = None
+    # What is wrong with coarse numbers is wrong nearly everywhere.
+    if not found and 2 * len(failing) > len(observations):
+        rounded = Evidence(observations, evidence.gradients, TF32)
+        coarse = len(failing), len(observations)
+        if not rounded.failing():
+            return Diagnosis(total - inside, total, errors=errors, coarse=coarse)
+        among, found = _singles(rounded)
+        evidence, ranked, coarse = (rounded, among, coarse) if found else (evidence, ranked, None)
     if not found:
         found = _pairs(evidence, ranked, failing, deadline)
     found = _told_apart(subject, evidence, found, numerics, deadline)
-    explanations = sorted((evidence.explanation(changes) for changes in found), key=lambda e: e.changes)
-    others = [evidence.explanation(changes) for changes in ranked[:CLOSELY] if changes not in found]
+    explanations = sorted((_explanation(evidence, changes) for changes in found), key=lambda e: e.changes)
+    others = [_explanation(evidence, changes) for changes in ranked[:CLOSELY] if changes not in found]
     runner_up = max(others, key=lambda e: e.inside, default=None)
-    failing = evidence.failing()
-    totals = [evidence.inside(i, ()) for i in range(len(evidence.observations))]
-    wrong = sum(total - good for good, total in totals)
-    where = [] if found else _where(subject, evidence, failing)
-    return Diagnosis(wrong, sum(total for _, total in totals), tuple(explanations), runner_up, tuple(where), errors)
+    inside, total = evidence.accounted(())
+    where = [] if found else _where(subject, evidence, evidence.failing())
+    return Diagnosis(total - inside, total, tuple(explanations), runner_up, tuple(where), errors, coarse)
+
+
+def _explanation(evidence: Evidence, changes: tuple[Change, ...]) -> Explanation:
+    return Explanation(changes, *evidence.accounted(changes))
+
+
+def _singles(evidence: Evidence) -> tuple[list[tuple[Change, ...]], list[tuple[Change, ...]]]:
+    """The alternative rules, the likeliest first, and those that explain everything."""
+    sample = _spread(evidence.failing(), 6)
+    singles: list[tuple[Change, ...]] = [((name, value),) for name, value, _ in alternatives()]
+    ranked = sorted(singles, key=lambda changes: -evidence.gain(changes, sample))
+    return ranked, [changes for changes in ranked if evidence.gain(changes, sample) > 0 and evidence.explains(changes)]
 
 
 def diagnose_designator(designator: str, timeouts: str, seconds: float, device: str = "cpu") -> Diagnosis:
@@ -339,19 +238,12 @@ def _where(subject: Subject, evidence: Evidence, failing: Sequence[int]) -> Iter
         yield from isolation.first_layer(subject, outputs[0])
 
 
-def _gain(evidence: Evidence, changes: tuple[Change, ...], among: Sequence[int]) -> int:
-    """How many more tensors the changed rules account for than the specification."""
-    return sum(
-        evidence.inside(i, changes)[0] - evidence.inside(i, ())[0] for i in among if evidence.inside(i, changes)[1]
-    )
-
-
 def _pairs(
     evidence: Evidence, ranked: Sequence[tuple[Change, ...]], failing: Sequence[int], deadline: float
 ) -> list[tuple[Change, ...]]:
     """Pairs of rules that explain everything together."""
     wider = _spread(failing, 16)
-    gains = {changes: max((_gain(evidence, changes, [i]) for i in wider), default=0) for changes in ranked}
+    gains = {changes: max((evidence.gain(changes, [i]) for i in wider), default=0) for changes in ranked}
     useful = [changes for changes in sorted(ranked, key=lambda c: -gains[c]) if gains[changes] > 0]
     found: list[tuple[Change, ...]] = []
     last = len(useful)

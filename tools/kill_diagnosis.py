@@ -21,7 +21,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from spec_tests.diagnosis import SECONDS, Change, diagnose, diagnose_designator, examples, predict
+from spec_tests.diagnosis import SECONDS, diagnose, diagnose_designator
+from spec_tests.evidence import Change, examples, predict
 from spec_tests.faults import catalogue
 from spec_tests.faults.entry import Fault
 from spec_tests.faults.port_patches import PATCHES

@@ -171,6 +171,13 @@ class WritesIntoDy(Block):
         return y
 
 
+class AddsFromTheCpu(Block):
+    """Right, where there is no other device."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + torch.zeros(1, dtype=x.dtype)
+
+
 class RepeatsOnce(Block):
     """Of an input whose memory holds one sample for all, only the first is right."""
 

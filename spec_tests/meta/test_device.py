@@ -250,71 +250,116 @@ def test_an_error_of_the_device_is_told_as_such() -> None:
         block.forward(X.copy())
 
 
-STANDING_IN = """
-import sys
-from spec_tests import arguments, cli
-from spec_tests.subjects import in_process
-arguments._device = str
-in_process.prepare = lambda *_: None
-sys.exit(cli.main(sys.argv[1:]))
-"""
+# ------------------------------------------------------------------ a GPU, or what stands in for one
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("subject", "status", "broken"),
-    [
-        (REFERENCE, 0, set()),
-        ("py:spec_tests.meta.odd_blocks:WritesIntoDy", 1, {"5.10", "5.11"}),
-        ("py:spec_tests.meta.odd_blocks:RepeatsOnce", 1, {"9.10"}),
-        ("py:spec_tests.meta.odd_blocks:OneScale", 1, {"7.8"}),
-    ],
-)
-def test_a_device_that_stands_in(subject: str, status: int, broken: set[str], tmp_path: Path) -> None:
-    """Where tensors are copies, right blocks conform, and the clauses about memory can still be broken."""
-    clauses = [word for clause in sorted(broken) for word in ("--clause", clause)]
-    ended = python("-c", STANDING_IN, *run_arguments(subject, "--device", "cpu:0", *clauses), cwd=tmp_path)
-    assert ended.status == status, ended.out + ended.err
-    assert ended.failures().keys() == broken
+RUN = ("run", "--profile", "smoke")
 
 
-# ------------------------------------------------------------------ where there is a GPU
-
-
-def there(tf32: bool, tmp_path: Path, *arguments: str) -> Ended:
-    """The reference, with products in TF32 or in float32, which torch's own settings mix."""
+def there(
+    device: str,
+    tf32: bool,
+    tmp_path: Path,
+    *arguments: str,
+    subject: str = REFERENCE,
+    command: tuple[str, ...] = RUN,
+) -> Ended:
+    """A command on a device, with products in TF32 or in float32, which torch's own settings mix."""
+    module, name = subject.removeprefix("py:").split(":")
     (tmp_path / "there.py").write_text(
-        "import torch\nfrom mdnc.modules.resnet import BlockBottleneck2d as Block\n"
+        f"import torch\nfrom {module} import {name} as Block\n"
         f"torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = {tf32}\n",
         encoding="utf-8",
     )
-    return python("-m", "spec_tests", *run_arguments("py:there:Block", *arguments), cwd=tmp_path, timeout=1800)
+    runs = "spec_tests" if device.startswith("cuda") else "spec_tests.meta.device_apart"
+    more = (*command, "--subject", "py:there:Block", "--device", device, *arguments)
+    return python("-m", runs, *more, cwd=tmp_path, timeout=1800)
+
+
+def only(*clauses: str) -> list[str]:
+    return [word for clause in clauses for word in ("--clause", clause)]
+
+
+ANY_DEVICE = pytest.mark.parametrize("device", ["cpu:0", pytest.param("cuda", marks=needs_gpu)])
 
 
 @pytest.mark.slow
-@needs_gpu
-def test_the_reference_conforms_on_a_gpu(tmp_path: Path) -> None:
-    ended = there(False, tmp_path, "--device", "cuda")
+@ANY_DEVICE
+def test_the_reference_conforms_on_a_device(device: str, tmp_path: Path) -> None:
+    ended = there(device, False, tmp_path)
     assert ended.status == 0, ended.out + ended.err
+
+
+@pytest.mark.slow
+@ANY_DEVICE
+@pytest.mark.parametrize(
+    ("name", "broken"),
+    [("WritesIntoDy", {"5.10", "5.11"}), ("RepeatsOnce", {"9.10"}), ("OneScale", {"7.8"}), ("AddsFromTheCpu", {"3.1"})],
+)
+def test_wrong_on_a_device(device: str, name: str, broken: set[str], tmp_path: Path) -> None:
+    """Memory that is copied hides nothing, and what the block left on the CPU is told."""
+    ended = there(device, False, tmp_path, *only(*sorted(broken)), subject=f"py:spec_tests.meta.odd_blocks:{name}")
+    assert ended.status == 1, ended.out + ended.err
+    assert ended.failures().keys() == broken
+    if name == "AddsFromTheCpu":
+        assert "Expected all tensors to be on the same device" in ended.failures()["3.1"]["got"]
+
+
+@pytest.mark.slow
+@ANY_DEVICE
+def test_tf32_is_flagged(device: str, tmp_path: Path) -> None:
+    if device == "cuda" and torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("the GPU has no TF32")
+    clauses = {"4.1", "5.1", "6.1", "9.8"}
+    ended = there(device, True, tmp_path, *only("3.1", *sorted(clauses)))
+    assert ended.status == 1, ended.out + ended.err
+    assert ended.failures().keys() <= clauses
+
+
+@pytest.mark.slow
+@ANY_DEVICE
+@pytest.mark.parametrize("subject", [REFERENCE, "py:spec_tests.faults.blocks:eps_1e3_everywhere"])
+def test_tf32_is_diagnosed(device: str, subject: str, tmp_path: Path) -> None:
+    """The commonest reason for which a right block fails on a GPU, and one that must not hide a wrong rule."""
+    ended = there(device, True, tmp_path, subject=subject, command=("diagnose",))
+    assert ended.status == 1, ended.out + ended.err
+    rounded = "convolutions that round their factors to the 10 bits of TF32"
+    if subject == REFERENCE:
+        assert f"It breaks no rule and behaves like {rounded}." in ended.out
+    else:
+        assert "It behaves exactly like eps = 0.001 instead of 1e-05" in ended.out
+        assert f"These are the bounds of {rounded}; those of float32 admit no explanation." in ended.out
 
 
 @pytest.mark.slow
 @needs_gpu
 def test_the_summary_on_the_last_gpu(tmp_path: Path) -> None:
     """Which is another one than torch's current one, where there are several."""
-    device = f"cuda:{torch.cuda.device_count() - 1}"
-    ended = there(False, tmp_path, "--device", device, "--clause", "8")
+    ended = there(f"cuda:{torch.cuda.device_count() - 1}", False, tmp_path, "--clause", "8")
     assert ended.status == 0, ended.out + ended.err
 
 
-@pytest.mark.slow
-@needs_gpu
-def test_tf32_is_flagged(tmp_path: Path) -> None:
-    if torch.cuda.get_device_capability() < (8, 0):
-        pytest.skip("the GPU has no TF32")
-    clauses = [word for clause in ("3.1", "4.1", "5.1", "6.1", "9.8") for word in ("--clause", clause)]
-    ended = there(True, tmp_path, "--device", "cuda", *clauses)
-    assert ended.status == 1, ended.out + ended.err
+def test_what_stands_in_for_a_gpu(tmp_path: Path) -> None:
+    """Tensors that do not mix, whatever brought them there; else the tests above say nothing."""
+    code = """
+import copy, pickle, torch
+from spec_tests.meta import device_apart
+device_apart.stand_in()
+with device_apart.Apart():
+    there = torch.nn.Conv2d(2, 3, 1).to("cpu:0")
+    ways = [there, copy.deepcopy(there), pickle.loads(pickle.dumps(there)), copy.deepcopy(there).double().float()]
+    x = torch.ones(1, 2, 4, 4)
+    for conv in ways:
+        try:
+            conv(x)
+        except RuntimeError as error:
+            print(str(error).partition(":")[0])
+        conv(x.to("cpu:0")).sum().backward()
+        conv.weight.grad.add_(conv.weight * 2.0)
+"""
+    ended = python("-c", code, cwd=tmp_path)
+    assert ended.status == 0, ended.err
+    assert ended.out.splitlines() == ["Expected all tensors to be on the same device"] * 4
 
 
 # ------------------------------------------------------------------ the benchmark

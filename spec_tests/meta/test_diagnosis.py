@@ -13,6 +13,7 @@ from spec_tests.diagnosis import diagnose
 from spec_tests.meta.processes import REFERENCE, mdnc_spec
 from spec_tests.meta.rule_subject import RuleBlock, RuleSubject
 from spec_tests.oracle import SPEC, alternatives
+from spec_tests.subjects import load_subject
 from spec_tests.subjects.base import Array, Crashed, Gradients
 
 SAMPLE = list(alternatives())[::11]
@@ -70,6 +71,21 @@ def test_what_no_rule_explains_is_described() -> None:
     assert "No known mistake" in text
     assert "Wrong only with batch size = 3." in text
     assert "behaves exactly like" not in text
+
+
+def test_coarse_products_are_told_from_a_rare_mistake() -> None:
+    """Both lie within the bounds of TF32; only what is wrong nearly everywhere is called so."""
+    pytest.importorskip("torch")
+    blocks = "py:spec_tests.faults.blocks"
+    coarse = diagnose(load_subject(f"{blocks}:tf32_products"), SECONDS)
+    assert coarse.coarse is not None
+    assert (coarse.explanations, coarse.certain) == ((), False)
+    first, second, _ = coarse.lines()
+    assert first == "It breaks no rule and behaves like convolutions that round their factors to the 10 bits of TF32."
+    assert f"{coarse.wrong} lie outside those of float32, in {coarse.coarse[0]} of 48 examples" in second
+    rare = diagnose(load_subject(f"{blocks}:norm_clips_its_input"), SECONDS)
+    assert rare.coarse is None
+    assert "No known mistake" in rare.lines()[0]
 
 
 class Nan(RuleBlock):

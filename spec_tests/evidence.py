@@ -1,0 +1,154 @@
+"""What a subject made of a fixed set of examples, and how much of it the oracle makes under other `Rules`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import Any
+
+import numpy as np
+
+from spec_tests.config import BlockConfig
+from spec_tests.enumeration import named_values
+from spec_tests.numeric import ARITHMETIC, Numeric
+from spec_tests.oracle import SPEC, Arith, Bounded, NotApplicable, Rules, forward, vjp
+from spec_tests.oracle.plan import changes_nothing
+from spec_tests.subjects.base import Array, Crashed, Refused, Subject
+
+Change = tuple[str, Any]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the subject made of one example: tensors by name, or an error."""
+
+    numeric: Numeric
+    tensors: dict[str, Array]
+    error: str = ""
+
+
+_SHAPES: tuple[dict[str, Any], ...] = (
+    {"in_planes": 3, "out_planes": 3, "kernel_size": 3, "padding": 1},
+    {"in_planes": 2, "out_planes": 3, "kernel_size": 3, "padding": 1, "stride": 2},
+    {"in_planes": 3, "out_planes": 3, "kernel_size": (1, 3), "padding": (0, 1), "stride": (2, 3)},
+    # With the fourth of the sizes, a projection that keeps channels and size.
+    {"in_planes": 3, "out_planes": 3, "kernel_size": 3, "padding": 1, "output_size": (4, 6)},
+    {"in_planes": 3, "out_planes": 2, "kernel_size": (3, 1), "padding": (1, 0), "output_size": (5, 4)},
+)
+_SIZES = ((3, 4, 6), (2, 5, 4), (3, 5, 6), (1, 4, 6), (2, 3, 3))
+_KINDS = (("near_eps", "near_eps"), ("distinct", "normal"))
+
+
+def examples(subject: Subject) -> Iterator[Numeric]:
+    """Examples without end, of every combination of names, shapes and modes; the first ones are the plainest."""
+    for number in count():
+        combinations_of_names = list(named_values())
+        names = combinations_of_names[(number * 5) % len(combinations_of_names)]
+        turn = number // len(combinations_of_names)
+        config = BlockConfig.of(**_SHAPES[(number + turn) % len(_SHAPES)], **names)
+        state_kind, input_kind = _KINDS[(number + turn) % 2]
+        training = subject.modes[(number // 2 + turn) % len(subject.modes)]
+        size = _SIZES[number % len(_SIZES)]
+        numeric = Numeric(config, (size[0], config.in_planes, *size[1:]), state_kind, input_kind, number, training)
+        if config.takes(numeric.shape, training):
+            yield numeric
+
+
+def observe(subject: Subject, numeric: Numeric) -> Observation:
+    """Run one example: a forward call, and a backward pass if the subject has one."""
+    found: dict[str, Array] = {}
+    try:
+        block = numeric.built(subject)
+        found["y"] = block.forward(numeric.x(), numeric.training)
+        found.update({name: value for name, value in block.state().items() if name in numeric.config.buffers()})
+        if "backward" in subject.features:
+            gradients = numeric.built(subject).backward(numeric.x(), numeric.dy(), numeric.training)
+            found["dx"] = gradients.dx
+            found.update({f"grad {name}": value for name, value in gradients.params.items()})
+    except (Refused, Crashed) as error:
+        return Observation(numeric, found, str(error))
+    return Observation(numeric, found)
+
+
+def predict(numeric: Numeric, rules: Rules, gradients: bool, arith: Arith | None = None) -> dict[str, Bounded]:
+    """What a block of these rules makes of an example, in the arithmetic due or another. Raises NotApplicable."""
+    run = forward(
+        numeric.config,
+        numeric.state(),
+        numeric.x(),
+        training=numeric.training,
+        arith=arith or ARITHMETIC[numeric.dtype],
+        rules=rules,
+    )
+    found = {"y": run.y, **run.stats}
+    if gradients:
+        back = vjp(run, numeric.dy())
+        found["dx"] = back.dx
+        found.update({f"grad {name}": value for name, value in back.params.items()})
+    return found
+
+
+class Evidence:
+    """Observations, and how many of their tensors each rule accounts for; what was computed is kept."""
+
+    def __init__(self, observations: Iterable[Observation], gradients: bool, arith: Arith | None = None) -> None:
+        self.gradients, self.arith = gradients, arith
+        self.observations = list(observations)
+        self._known: dict[tuple[int, tuple[Change, ...]], tuple[int, int]] = {}
+
+    def inside(self, index: int, changes: tuple[Change, ...]) -> tuple[int, int]:
+        """How many tensors of one observation lie within the bounds of the changed rules, and how many there are."""
+        key = (index, changes)
+        if key not in self._known:
+            rules, config = replace(SPEC, **dict(changes)), self.observations[index].numeric.config
+            same = changes and _changes_nothing(config, rules)
+            self._known[key] = self.inside(index, ()) if same else self._judge(self.observations[index], rules)
+        return self._known[key]
+
+    def _judge(self, observation: Observation, rules: Rules) -> tuple[int, int]:
+        gradients = self.gradients and "dx" in observation.tensors
+        try:
+            expected = predict(observation.numeric, rules, gradients, self.arith)
+        except NotApplicable:
+            # Such rules say nothing of this example; it speaks neither for nor against them.
+            return 0, 0
+        judged = [(observation.tensors[name], b) for name, b in expected.items() if name in observation.tensors]
+        return sum(_within(got, bounded) for got, bounded in judged), len(judged)
+
+    def accounted(self, changes: tuple[Change, ...]) -> tuple[int, int]:
+        """As `inside`, of all observations together."""
+        pairs = [self.inside(index, changes) for index in range(len(self.observations))]
+        return sum(good for good, _ in pairs), sum(total for _, total in pairs)
+
+    def gain(self, changes: tuple[Change, ...], among: Sequence[int]) -> int:
+        """How many more tensors the changed rules account for than the specification."""
+        return sum(self.inside(i, changes)[0] - self.inside(i, ())[0] for i in among if self.inside(i, changes)[1])
+
+    def failing(self) -> list[int]:
+        """The observations that break the specification."""
+        return [i for i in range(len(self.observations)) if self.inside(i, ())[0] < self.inside(i, ())[1]]
+
+    def explains(self, changes: tuple[Change, ...]) -> bool:
+        """Whether the rules account for everything, and for something that the specification does not."""
+        failing = self.failing()
+        spoken = [self.inside(i, changes)[1] for i in failing]
+        return bool(failing) and any(spoken) and self._all_inside(changes, [*failing, *range(len(self.observations))])
+
+    def _all_inside(self, changes: tuple[Change, ...], indices: Iterable[int]) -> bool:
+        return all(good == total for good, total in (self.inside(i, changes) for i in indices))
+
+
+def _changes_nothing(config: BlockConfig, rules: Rules) -> bool:
+    try:
+        return changes_nothing(config, rules)
+    except NotApplicable:
+        return False
+
+
+def _within(got: Array, expected: Bounded) -> bool:
+    """`judge` without its story: a hundred rules are asked."""
+    if got.shape != expected.shape:
+        return False
+    with np.errstate(all="ignore"):
+        return bool((~(np.abs(got - expected.value) > expected.bound) & ~np.isnan(got)).all())
