@@ -126,7 +126,7 @@ class Diagnosis:
         if self.explanations:
             yield f"These are the bounds of {rounded}; those of float32 admit no explanation."
         else:
-            yield f"It breaks no rule and behaves like {rounded}."
+            yield f"It behaves like {rounded}, and like no wrong rule."
             yield (
                 f"Every one of {total} lies within the bounds of that arithmetic; {self.wrong:,} lie outside those of "
                 f"float32, in {self.coarse[0]} of {self.coarse[1]} examples."
@@ -168,8 +168,8 @@ def diagnose(subject: Subject, seconds: float = SECONDS, first: int = 48) -> Dia
         return Diagnosis(0, total, errors=errors)
     ranked, found = _singles(evidence)
     coarse = None
-    # What is wrong with coarse numbers is wrong nearly everywhere.
-    if not found and 2 * len(failing) > len(observations):
+    # What is wrong with coarse numbers is wrong nearly everywhere; who declares TF32 is judged by it already.
+    if not found and 2 * len(failing) > len(observations) and subject.arithmetic == "float32":
         rounded = Evidence(observations, evidence.gradients, TF32)
         coarse = len(failing), len(observations)
         if not rounded.failing():
@@ -271,17 +271,17 @@ def _told_apart(
     for numeric in islice(numerics, MORE_EXAMPLES):
         if len(found) < 2 or monotonic() > deadline:
             break
-        if _differ(numeric, found, evidence.gradients):
+        if _differ(numeric, found, evidence):
             evidence.observations.append(observe(subject, numeric))
             found = [changes for changes in found if evidence.explains(changes)]
     return found
 
 
-def _differ(numeric: Numeric, found: Sequence[tuple[Change, ...]], gradients: bool) -> bool:
+def _differ(numeric: Numeric, found: Sequence[tuple[Change, ...]], evidence: Evidence) -> bool:
     predictions = []
     for changes in found:
         try:
-            predictions.append(predict(numeric, replace(SPEC, **dict(changes)), gradients))
+            predictions.append(predict(numeric, replace(SPEC, **dict(changes)), evidence.gradients, evidence.arith))
         except NotApplicable:  # noqa: PERF203
             return True
     first, *others = predictions

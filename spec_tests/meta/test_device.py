@@ -325,7 +325,7 @@ def test_tf32_is_diagnosed(device: str, subject: str, tmp_path: Path) -> None:
     assert ended.status == 1, ended.out + ended.err
     rounded = "convolutions that round their factors to the 10 bits of TF32"
     if subject == REFERENCE:
-        assert f"It breaks no rule and behaves like {rounded}." in ended.out
+        assert f"It behaves like {rounded}, and like no wrong rule." in ended.out
     else:
         assert "It behaves exactly like eps = 0.001 instead of 1e-05" in ended.out
         assert f"These are the bounds of {rounded}; those of float32 admit no explanation." in ended.out
