@@ -2,8 +2,8 @@
 
 The subject is asked for a fixed set of examples. A rule explains them if every output, gradient and statistic
 lies within the bounds of the oracle under that rule; nothing is scored beyond counting them. Where more than
-one rule does, more examples are made to tell them apart. Where none does, products in TF32 are tried, with the
-rules of the specification and with each other one, and then pairs of rules.
+one rule does, more examples are made to tell them apart. Where none does, the specification in TF32 is tried, then
+pairs of rules, then each rule in TF32.
 """
 
 from __future__ import annotations
@@ -166,24 +166,26 @@ def diagnose(subject: Subject, seconds: float = SECONDS, first: int = 48) -> Dia
     errors = tuple(dict.fromkeys(observation.error for observation in observations if observation.error))
     if not failing:
         return Diagnosis(0, total, errors=errors)
+    often = len(failing), len(observations)
     ranked, found = _singles(evidence)
-    coarse = None
+    rounded = None
     # What is wrong with coarse numbers is wrong nearly everywhere; who declares TF32 is judged by it already.
     if not found and 2 * len(failing) > len(observations) and subject.arithmetic == "float32":
         rounded = Evidence(observations, evidence.gradients, TF32)
-        coarse = len(failing), len(observations)
         if not rounded.failing():
-            return Diagnosis(total - inside, total, errors=errors, coarse=coarse)
-        among, found = _singles(rounded)
-        evidence, ranked, coarse = (rounded, among, coarse) if found else (evidence, ranked, None)
+            return Diagnosis(total - inside, total, errors=errors, coarse=often)
     if not found:
         found = _pairs(evidence, ranked, failing, deadline)
+    if not found and rounded is not None:
+        among, found = _singles(rounded)
+        evidence, ranked = (rounded, among) if found else (evidence, ranked)
     found = _told_apart(subject, evidence, found, numerics, deadline)
     explanations = sorted((_explanation(evidence, changes) for changes in found), key=lambda e: e.changes)
     others = [_explanation(evidence, changes) for changes in ranked[:CLOSELY] if changes not in found]
     runner_up = max(others, key=lambda e: e.inside, default=None)
     inside, total = evidence.accounted(())
     where = [] if found else _where(subject, evidence, evidence.failing())
+    coarse = often if evidence is rounded else None
     return Diagnosis(total - inside, total, tuple(explanations), runner_up, tuple(where), errors, coarse)
 
 

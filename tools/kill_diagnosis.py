@@ -1,7 +1,8 @@
 """How often the diagnosis names the right mistake: of every fault that is a rule, as a block, as a port, and in pairs.
 
-A block is the catalogue's, a port the NumPy port with the fault in its text. Of a pair, the subject computes by the
-oracle with both rules changed, since two faults of the catalogue need not fit into one block.
+A block is the catalogue's, also with products in TF32, a port the NumPy port with the fault in its text. Of a pair,
+the subject computes by the oracle with both rules changed, since two faults of the catalogue need not fit into one
+block.
 """
 
 from __future__ import annotations
@@ -14,25 +15,31 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from statistics import median
 from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
+from torch import nn
 
 from spec_tests.diagnosis import SECONDS, diagnose, diagnose_designator
 from spec_tests.evidence import Change, examples, predict
 from spec_tests.faults import catalogue
+from spec_tests.faults.arithmetic import tf32
+from spec_tests.faults.blocks import block
+from spec_tests.faults.engines import convolutions, instead
 from spec_tests.faults.entry import Fault
 from spec_tests.faults.port_patches import PATCHES
 from spec_tests.meta.rule_subject import RuleSubject
 from spec_tests.oracle import SPEC, NotApplicable, alternatives, judge
+from spec_tests.subjects.in_process import TorchSubject
 
 # The pairs are drawn from this seed.
 SEED, PAIRS, EXAMPLES = 5, 60, 48
-KINDS = {"block": "torch blocks", "port": "ports", "pair": "pairs of rules"}
-DUE = {"block": 0.95, "port": 0.95, "pair": 0.8}
+KINDS = {"block": "torch blocks", "coarse": "torch blocks in TF32", "port": "ports", "pair": "pairs of rules"}
+DUE = {"block": 0.95, "coarse": 0.8, "port": 0.95, "pair": 0.8}
 
 
 @dataclass(frozen=True)
@@ -55,8 +62,8 @@ class Found:
 
 def cases(entries: Mapping[str, Fault]) -> Iterator[Case]:
     rules = {name: entry.rules for name, entry in entries.items() if entry.rules is not None}
-    for kind in ("block", "port"):
-        yield from (Case(kind, name, (r,)) for name, r in rules.items() if kind == "block" or name in PATCHES)
+    for kind in ("block", "coarse", "port"):
+        yield from (Case(kind, name, (r,)) for name, r in rules.items() if kind != "port" or name in PATCHES)
     if len(entries) < len(catalogue.everything()):
         return
     draw, changes = random.Random(SEED), [(name, value) for name, value, _ in alternatives()]
@@ -91,12 +98,21 @@ def examine(case: Case) -> Found:
     begin = time.perf_counter()
     if case.kind == "pair":
         diagnosis = diagnose(RuleSubject(replace(SPEC, **dict(case.changes))), SECONDS)
+    elif case.kind == "coarse":
+        diagnosis = diagnose(TorchSubject(case.name, partial(_coarse, case.name)), SECONDS)
     else:
         port = shlex.join([sys.executable, "-m", "spec_tests.faults.port", "--fault", case.name])
         designator = f"cmd:{port}" if case.kind == "port" else f"py:spec_tests.faults.blocks:{case.name}"
         diagnosis = diagnose_designator(designator, "", SECONDS)
     named = tuple(explanation.changes for explanation in diagnosis.explanations)
     return Found(named, diagnosis.certain, time.perf_counter() - begin)
+
+
+def _coarse(name: str, *arguments: Any, **named: Any) -> nn.Module:
+    """A block of the catalogue; the convolutions that compute as torch does round their factors to TF32."""
+    found = block(name)(*arguments, **named)
+    instead((layer for layer in convolutions(found) if "forward" not in vars(layer)), tf32)
+    return found
 
 
 def measure(entries: Mapping[str, Fault], jobs: int, console: Console) -> list[str]:
