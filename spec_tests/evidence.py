@@ -42,8 +42,8 @@ _KINDS = (("near_eps", "near_eps"), ("distinct", "normal"))
 
 def examples(subject: Subject) -> Iterator[Numeric]:
     """Examples without end, of every combination of names, shapes and modes; the first ones are the plainest."""
+    combinations_of_names = list(named_values())
     for number in count():
-        combinations_of_names = list(named_values())
         names = combinations_of_names[(number * 5) % len(combinations_of_names)]
         turn = number // len(combinations_of_names)
         config = BlockConfig.of(**_SHAPES[(number + turn) % len(_SHAPES)], **names)
@@ -114,7 +114,7 @@ class Evidence:
             # Such rules say nothing of this example; it speaks neither for nor against them.
             return 0, 0
         judged = [(observation.tensors[name], b) for name, b in expected.items() if name in observation.tensors]
-        return sum(_within(got, bounded) for got, bounded in judged), len(judged)
+        return sum(within(got, bounded) for got, bounded in judged), len(judged)
 
     def accounted(self, changes: tuple[Change, ...]) -> tuple[int, int]:
         """As `inside`, of all observations together."""
@@ -146,9 +146,11 @@ def _changes_nothing(config: BlockConfig, rules: Rules) -> bool:
         return False
 
 
-def _within(got: Array, expected: Bounded) -> bool:
-    """`judge` without its story: a hundred rules are asked."""
+def within(got: Array, expected: Bounded) -> bool:
+    """Whether `judge` lets a tensor pass, without its story: a hundred rules are asked."""
     if got.shape != expected.shape:
         return False
+    value, bound = expected.value, expected.bound
     with np.errstate(all="ignore"):
-        return bool((~(np.abs(got - expected.value) > expected.bound) & ~np.isnan(got)).all())
+        passes = (np.abs(got - value) <= bound) | (bound == np.inf) | (np.isnan(value) & np.isnan(got))
+    return bool(passes.all())

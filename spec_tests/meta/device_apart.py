@@ -1,8 +1,8 @@
 """``mdnc-spec`` with a device that stands in for a GPU: ``cpu:0``, whose tensors do not mix with those of ``cpu``.
 
 It chooses its kernels by the shapes and the order in memory of what it is given, so that sums are rounded in several
-ways, and multiplies in TF32 where torch's settings allow that. What is there can be looked at, but cannot be brought
-back: to torch, both devices are the CPU.
+ways, and multiplies in TF32 where torch's settings allow that. To torch, both devices are the CPU: what is there cannot
+be brought back, and `x.device` does not lead there, so that a block that makes tensors on it cannot be judged.
 
 ``python -m spec_tests.meta.device_apart run --subject … --device cpu:0``
 """
@@ -54,7 +54,11 @@ def _tensors(values: object) -> Iterator[torch.Tensor]:
 def _computed(name: str, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """What an operation on the tensors of the device gives: of float32, by one of two kernels, or in TF32."""
     given = list(_tensors((args, kwargs)))
-    if name not in _SEVERAL_KERNELS or any(tensor.dtype != torch.float32 for tensor in given if tensor.ndim):
+    if (
+        name not in _SEVERAL_KERNELS
+        or "dtype" in kwargs
+        or any(tensor.dtype != torch.float32 for tensor in given if tensor.ndim)
+    ):
         return func(*args, **kwargs)
     if name in _CONVOLUTIONS and torch.backends.cudnn.allow_tf32:
         factors = args[: 3 if name == "convolution_backward" else 2]
@@ -67,7 +71,7 @@ def _computed(name: str, func: Any, args: Sequence[Any], kwargs: Mapping[str, An
     wide = tree_map_only(torch.Tensor, torch.Tensor.double, args)
     found = func(*wide, **kwargs)
     for tensor, new in zip(_tensors(args), _tensors(wide), strict=True):
-        if name == "native_batch_norm" and tensor.ndim == 1:  # running statistics
+        if name == "native_batch_norm" and tensor.ndim == 1:  # running statistics, and what does not change
             tensor.copy_(new)
     return tree_map_only(torch.Tensor, torch.Tensor.float, found)
 
@@ -116,7 +120,11 @@ def stand_in() -> None:
     replaced: list[tuple[object, str, object]] = [
         (torch.UntypedStorage, "clone", cloned),
         (torch.storage.TypedStorage, "__reduce__", reduced),
-        (torch, "rand", lambda *size: rand(*size).to(THERE)),  # torchsummary knows of no other devices than two
+        (
+            torch,
+            "rand",
+            lambda *size, **how: rand(*size, **how).to(THERE),
+        ),  # torchsummary knows of no other devices than two
         (arguments, "_device", str),
         (in_process, "prepare", lambda *_: Apart().__enter__()),
     ]

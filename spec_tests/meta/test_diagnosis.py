@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ import numpy as np
 import pytest
 
 from spec_tests.diagnosis import diagnose
+from spec_tests.evidence import within
 from spec_tests.meta.processes import REFERENCE, mdnc_spec
 from spec_tests.meta.rule_subject import RuleBlock, RuleSubject
-from spec_tests.oracle import SPEC, alternatives
+from spec_tests.oracle import SPEC, Bounded, alternatives, judge
 from spec_tests.subjects import load_subject
 from spec_tests.subjects.base import Array, Crashed, Gradients
 
@@ -88,6 +90,14 @@ def test_coarse_products_are_told_from_a_rare_mistake() -> None:
     rare = diagnose(load_subject(f"{blocks}:norm_clips_its_input"), SECONDS)
     assert rare.coarse is None
     assert "No known mistake" in rare.lines()[0]
+
+
+@pytest.mark.parametrize("bound", [0.0, 1.0, np.inf, np.nan])
+def test_what_passes_is_what_the_verdict_lets_pass(bound: float) -> None:
+    numbers = (0.0, 0.5, 5.0, np.inf, -np.inf, np.nan)
+    for got, value in itertools.product(numbers, numbers):
+        expected = Bounded(np.array([value]), np.array([bound]))
+        assert within(np.array([got]), expected) == judge(np.array([got]), expected).ok, (got, value)
 
 
 class Nan(RuleBlock):
