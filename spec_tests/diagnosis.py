@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import combinations, islice
+from textwrap import shorten
 from time import monotonic
 from typing import Any
 
@@ -27,6 +28,8 @@ SECONDS = 10.0
 CLOSELY, PAIRED = 12, 10
 MORE_EXAMPLES = 48
 FEWEST = 8
+# Characters of an error that are told: torch lists every entry that a state lacks.
+LONGEST = 300
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ class Diagnosis:
             return []
         total = counted(self.total, "output, gradient or statistic", "outputs, gradients and statistics")
         failed, such = counted(len(self.errors), "kind of call", "kinds of calls"), ", such as" * (len(self.errors) > 1)
-        found = [f"{failed} failed{such}: {self.errors[0]}"] if self.errors else []
+        found = [f"{failed} failed{such}: {shorten(self.errors[0], LONGEST, placeholder=' …')}"] if self.errors else []
         if not self.total:
             return [*found, "No output, gradient or statistic came."]
         if not self.wrong:

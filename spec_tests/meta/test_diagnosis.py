@@ -83,8 +83,9 @@ def test_coarse_products_are_told_from_a_rare_mistake() -> None:
     assert coarse.coarse is not None
     assert (coarse.explanations, coarse.certain) == ((), False)
     first, second, _ = coarse.lines()
-    assert first.startswith(
-        "It behaves like convolutions that round their factors to the 10 bits of TF32, and like no "
+    assert (
+        "like convolutions that round their factors to 10 bits, as TF32 and float16 have, and like no wrong rule."
+        in first
     )
     assert f"{coarse.wrong} lie outside those of float32, in {coarse.coarse[0]} of 48 examples" in second
     rare = diagnose(load_subject(f"{blocks}:norm_clips_its_input"), SECONDS)

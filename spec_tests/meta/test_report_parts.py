@@ -108,6 +108,23 @@ def test_a_broken_structure_comes_before_what_it_spoils() -> None:
     found = under(*numbers, failed("2.6", "a projection"), failed("7.10", CALL, "KeyError"), failed("8.1", "rows"))
     assert found == {"2.6": ["7.10", "4.1", "6.1", "5.1", "8.1"]}
     assert under(failed("1.1", "the default of stride"), failed("7.10", CALL)) == {"1.1": [], "7.10": []}
+
+
+def test_one_wrong_structure_is_one_cause() -> None:
+    """Layers in another order break every list of entries."""
+    order, bias = failed("2.2", "norm at conv1.0"), failed("2.5", "bias of the conv at conv1.0")
+    state, type_ = failed("1.8", "state with `normalizer`"), failed("7.14", "types after the conversion")
+    default = failed("1.5", "the default of stride")
+    assert under(state, default, type_, bias, order) == {"1.5": [], "2.2": ["2.5", "1.8", "7.14"]}
+    assert under(state, default) == {"1.5": [], "1.8": []}
+
+
+def test_numbers_behind_a_loaded_state_follow_other_numbers() -> None:
+    loaded = failed("7.10", "conv1.1.running_mean after a call", numbers=True)
+    statistics = failed("6.1", "conv1.1.running_mean", numbers=True)
+    assert under(loaded, statistics) == {"6.1": ["7.10"]}
+    assert under(loaded, statistics, explained=("6.1",)) == {"6.1": ["7.10"]}
+    assert under(loaded, failed("9.1", "a batch", numbers=True)) == {"7.10": [], "9.1": []}
     refused = failed("3.14", "a call", "refused: no", expected="no refusal")
     assert under(failed("2.6", "a projection"), refused) == {"2.6": ["3.14"]}
 

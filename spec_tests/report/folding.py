@@ -1,15 +1,18 @@
 """The order in which failures are to be mended, and the cascades folded under their causes.
 
 Chapters come in the order in which one spoils the next: arguments, structure, shapes, state, values, statistics,
-gradients, invariances, the summary. A clause goes under an earlier one by the first of these rules that holds:
+gradients, invariances, the summary. What chapter 1 finds in the state of a block stands behind the structure, and
+numbers of chapter 7 stand with the invariances. A clause goes under an earlier one by the first of these rules that
+holds:
 
 1. Same words: the same thing was looked at and the same was got, numbers in it aside (one error ends many calls).
-2. Structure: chapter 2 is broken, and the failure is a call that had to succeed, one of the summary, or of a clause
-   that counts or lists what the structure holds.
+2. Structure: chapter 2 is broken, and the failure is another one of it, a call that had to succeed, one of the
+   summary, of the state (of chapter 1 too), or of a clause that counts or lists what the structure holds.
 3. One diagnosis: it alone explains every number, so all numeric failures go under the first of them, which is the
    clause that the diagnosis names if that one is broken.
 4. Numbers: without such a diagnosis they go under the broken structure, if there is any, and else under the first
-   wrong output of chapter 4. What goes under may have a cause of its own too; it comes up when the first is mended.
+   wrong output of chapter 4; those of chapter 7 under whatever number is wrong. What goes under may have a cause of
+   its own too; it comes up when the first is mended.
 
 Advice (SHOULD) goes under nothing but rule 1. Nothing is dropped: each broken clause is a cause or under one.
 """
@@ -22,15 +25,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from spec_tests.clauses import NUMERIC, all_clauses, sort_key
-from spec_tests.compare import CALL, NO_ERROR, OUTPUT, TAKEN
+from spec_tests.compare import CALL, NO_ERROR, OUTPUT, STATE_OF, TAKEN
 from spec_tests.verdict import Failure, TestOutcome, Verdict
 
 MENDING = (1, 2, 3, 7, 4, 6, 5, 9, 8)
-STRUCTURE, SUMMARY, VALUES = 2, 8, 4
+ARGUMENTS, STRUCTURE, STATE, VALUES, SUMMARY, INVARIANCES = 1, 2, 7, 4, 8, 9
 LISTING = ("2.20", "2.21", "2.22", "2.23", "7.1")
-SAME, BUILT, EXPLAINED, SPOILED, FOLLOWS, SHARED = (
+SAME, BUILT, UNLIKE, HELD, EXPLAINED, SPOILED, FOLLOWS, SHARED = (
     "the same happens here",
     "follows from the structure",
+    "another difference in the structure, perhaps of the same cause",
+    "its entries need the right structure",
     "explained by the same diagnosis",
     "its numbers need the right structure",
     "probably follows from it",
@@ -55,6 +60,22 @@ class Broken:
     def level(self) -> str:
         return all_clauses()[self.clause].level
 
+    @property
+    def numeric(self) -> bool:
+        """Whether numbers are wrong, and not that there are none."""
+        return (self.chapter in NUMERIC or self.failure.picture is not None) and not _ended(self.failure)
+
+    @property
+    def listed(self) -> bool:
+        """Whether it is what chapter 1 finds in the state of a block."""
+        return self.chapter == ARGUMENTS and self.failure.what.startswith(STATE_OF)
+
+    def place(self) -> tuple[int, bool, tuple[int, ...]]:
+        """Sorts by the order of mending."""
+        late = INVARIANCES if self.chapter == STATE and self.numeric else self.chapter
+        chapter = STRUCTURE if self.listed else late
+        return MENDING.index(chapter), self.listed, sort_key(self.clause)
+
 
 @dataclass
 class Cause:
@@ -77,8 +98,8 @@ def broken_clauses(verdict: Verdict, without: Collection[str] = ()) -> list[Brok
     for outcome in verdict.failures():
         if outcome.failure and outcome.test not in without:
             found.setdefault(outcome.failure.clause, []).append(outcome)
-    ordered = sorted(found, key=lambda c: (MENDING.index(all_clauses()[c].chapter), sort_key(c)))
-    return [Broken(c, found[c][0], f, len(found[c]) - 1) for c in ordered if (f := found[c][0].failure) is not None]
+    broken = (Broken(c, o[0], f, len(o) - 1) for c, o in found.items() if (f := o[0].failure) is not None)
+    return sorted(broken, key=Broken.place)
 
 
 def causes(
@@ -93,9 +114,9 @@ def causes(
         return [Cause(b) for b in broken]
     if explained:
         # What the diagnosis names leads the numbers.
-        first = next((b for b in broken if b.clause in explained and _numeric(b)), None)
+        first = next((b for b in broken if b.clause in explained and b.numeric), None)
         if first is not None:
-            at = next(i for i, b in enumerate(broken) if _numeric(b))
+            at = next(i for i, b in enumerate(broken) if b.numeric)
             broken.remove(first)
             broken.insert(at, first)
     found: list[Cause] = []
@@ -117,22 +138,23 @@ def _under(one: Broken, found: Iterable[Cause], explained: bool) -> tuple[Cause 
         return None, ""
     earlier = [cause for cause in earlier if cause.broken.level == "MUST"]
     structure = next((c for c in earlier if c.broken.chapter == STRUCTURE), None)
-    if structure is not None and (_ended(one.failure) or one.chapter == SUMMARY or one.clause in LISTING):
-        return structure, BUILT
-    if not _numeric(one):
+    if structure is not None:
+        if one.chapter == STRUCTURE and one.clause not in LISTING:
+            return structure, UNLIKE
+        if _ended(one.failure) or one.chapter == SUMMARY or one.listed or one.clause in LISTING:
+            return structure, BUILT
+        if one.chapter == STATE and not one.numeric:
+            return structure, HELD
+    if not one.numeric:
         return None, ""
-    number = next((c for c in earlier if _numeric(c.broken)), None)
+    number = next((c for c in earlier if c.broken.numeric), None)
     if explained:
         return (number, EXPLAINED) if number is not None else (None, "")
     if structure is not None:
         return structure, SPOILED
-    if number is not None and number.broken.chapter == VALUES:
+    if number is not None and (number.broken.chapter == VALUES or one.chapter == STATE):
         return number, SHARED if one.chapter == VALUES else FOLLOWS
     return None, ""
-
-
-def _numeric(broken: Broken) -> bool:
-    return broken.chapter in NUMERIC and not _ended(broken.failure)
 
 
 def _ended(failure: Failure) -> bool:
