@@ -272,7 +272,7 @@ def _merge(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from spec_tests.report.files import overwritten
-    from spec_tests.report.model import merged, read
+    from spec_tests.report.model import differing, merged, read
     from spec_tests.report.terminal import show
 
     try:
@@ -282,8 +282,8 @@ def _merge(options: argparse.Namespace) -> int:
         reports = merged(parts)
         if len(reports) != 1:
             whole = sum(part.shard is None for part in parts)
-            same = "the same subject, profile, seed, clauses, device, specification and version of mdnc-spec"
-            due = f"{whole} of them had no --shard, and {'is' if whole == 1 else 'are'} whole" if whole else same
+            apart = f"they differ in {differing(parts)}"
+            due = f"{whole} of them had no --shard, and {'is' if whole == 1 else 'are'} whole" if whole else apart
             raise ValueError(
                 f"these are {len(reports)} runs and must be the shards of one: {due}; matrix shows several"
             )

@@ -154,6 +154,15 @@ class Verdict:
         """How many of the examples of the strict grade were within its bounds, and how many there were."""
         return sum(o.strict[0] for o in self.outcomes), sum(o.strict[1] for o in self.outcomes)
 
+    def clauses_named(self) -> set[str]:
+        """Every clause that it speaks of."""
+        named = {*self.tested, *self.selected}
+        for outcome in self.outcomes:
+            named.update(outcome.clauses, outcome.reached)
+            if outcome.failure and outcome.failure.clause:
+                named.add(outcome.failure.clause)
+        return named
+
     def checks(self) -> Counter[str]:
         """How many checks of each clause were reached."""
         total: Counter[str] = Counter()

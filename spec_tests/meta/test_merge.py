@@ -11,7 +11,7 @@ from spec_tests.clauses import all_clauses
 from spec_tests.cli import main
 from spec_tests.known_failures import CONDUCT, Known, compare
 from spec_tests.report.files import write_all
-from spec_tests.report.model import Report, merged
+from spec_tests.report.model import Report, differing, merged
 from spec_tests.verdict import TestOutcome as Outcome
 from spec_tests.verdict import Verdict
 
@@ -36,18 +36,50 @@ def test_shards_of_two_devices_are_two_runs(tmp_path: Path, capsys: pytest.Captu
             tmp_path / report.device / str(report.shard[0] if report.shard else 0), {"report.json": report.dumps()}
         )
     assert main(["merge", *map(str, tmp_path.glob("*/*"))]) == 3
-    words = "these are 2 runs and must be the shards of one: the same subject, profile, seed, clauses, device, "
+    words = "these are 2 runs and must be the shards of one: they differ in device cuda and cpu; "
     assert words in capsys.readouterr().err
     assert cpu.verdict.troubles == ["shard 1 of 3 is missing", "shard 2 of 3 is missing"]
 
 
-def test_shards_of_two_versions_are_two_runs() -> None:
-    """Another version may have another test, which neither of them runs."""
-    one, two = (Report(Verdict(), "py:a:B", "smoke", shard=(n, 2), versions={"mdnc-spec": f"0.{n}"}) for n in (1, 2))
+@pytest.mark.parametrize("package", ["mdnc-spec", "torch"])
+def test_shards_of_two_versions_are_two_runs(package: str) -> None:
+    """Another version may have another test, which neither of them runs, and another torch is another subject."""
+    one, two = (Report(Verdict(), "py:a:B", "smoke", shard=(n, 2), versions={package: f"0.{n}"}) for n in (1, 2))
+    assert differing([one, two]) == f"version of {package} 0.1 and 0.2"
     assert [report.verdict.troubles for report in merged([one, two])] == [
         ["shard 2 of 2 is missing"],
         ["shard 1 of 2 is missing"],
     ]
+
+
+def test_what_a_missing_shard_may_hold_is_no_error_of_its_own() -> None:
+    tested = frozenset({"3.1", "3.2"})
+    outcome = Outcome("chapters/test_ch03_shapes.py::test_a", ("3.1",), "passed", {"3.1": 1})
+    [report] = merged([Report(Verdict([outcome], tested, tested), "py:a:B", "smoke", shard=(1, 2))])
+    assert report.verdict.troubles == ["shard 2 of 2 is missing"]
+    assert report.verdict.clause_status()["3.2"] == "deselected"
+    assert report.verdict.exit_status() == 3
+
+
+@pytest.mark.parametrize("command", ["merge", "matrix"])
+@pytest.mark.parametrize(
+    ("selected", "words"),
+    [
+        (
+            lambda data: {**data, "selected": ["3.1", "3.99"]},
+            "made by mdnc-spec 7.0, whose specification has a clause 3.99",
+        ),
+        (lambda _: ["a"], "it holds ['a']"),
+    ],
+)
+def test_a_report_of_another_specification(
+    command: str, selected: list[str] | None, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = json.loads(Report(Verdict(), "py:a:B", "smoke", versions={"mdnc-spec": "7.0"}).dumps())
+    changed = ["a"] if selected is None else {**data, "selected": selected}
+    (tmp_path / "report.json").write_text(json.dumps(changed), encoding="utf-8")
+    assert main([command, str(tmp_path)]) == 3
+    assert words in capsys.readouterr().err
 
 
 def written(folder: Path, shard: tuple[int, int] | None) -> str:

@@ -164,13 +164,18 @@ class Report:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Report:
-        """Raises KeyError, TypeError and ValueError for what is no report."""
+        """Raises KeyError, TypeError and ValueError for what is no report, or one of another specification."""
+        if not isinstance(data, dict):
+            raise ValueError(f"it holds {data!r:.40}")
         if data["schema"] != SCHEMA:
             raise ValueError(f"schema {data['schema']!r}, this version reads {SCHEMA}")
         outcomes = [TestOutcome.from_json({k: v for k, v in o.items() if k != "id"}) for o in data["outcomes"]]
         verdict = Verdict(
             outcomes, frozenset(data["tested"]), frozenset(data["selected"]), data["interrupted"], data["troubles"]
         )
+        if others := sorted(verdict.clauses_named() - all_clauses().keys(), key=sort_key):
+            version = data["versions"].get("mdnc-spec", "?")
+            raise ValueError(f"it was made by mdnc-spec {version}, whose specification has a clause {others[0]}")
         verdict.conduct, verdict.stopped, verdict.subject = data["conduct"], data["stopped"], data["about"]
         verdict.conduct_judged = frozenset(data.get("conduct_judged", ()))
         told, shard = data["diagnosis"], data["shard"]
@@ -300,7 +305,10 @@ def merge(reports: Sequence[Report]) -> Verdict:
         verdict.conduct += [complaint for complaint in part.conduct if complaint not in verdict.conduct]
         verdict.conduct_judged |= part.conduct_judged
         verdict.subject = verdict.subject or part.subject
-    verdict.troubles += _missing(report.shard for report in reports)
+    missing = _missing(report.shard for report in reports)
+    verdict.troubles += missing
+    # What no shard reached, one that is missing may.
+    verdict.shard = bool(missing)
     return verdict
 
 
@@ -317,10 +325,29 @@ def _missing(shards: Iterable[tuple[int, int] | None]) -> list[str]:
 
 def _run(report: Report) -> tuple[Any, ...]:
     """What shards of one run have in common, but for the device, which is not known of one without a test."""
-    of = report.shard[1] if report.shard else 0
+    return tuple(_common(report).values())
+
+
+def _common(report: Report) -> dict[str, Any]:
+    """What the reports of one run say alike, by what it is called."""
     # A shard is every so many-th test: between those of two versions, some could be left to nobody.
-    version = report.versions.get("mdnc-spec")
-    return report.subject, report.profile, report.seed, report.clauses, report.specification, version, of
+    packages = {f"version of {name}": report.versions.get(name) for name in PACKAGES}
+    return {
+        "subject": report.subject,
+        "profile": report.profile,
+        "seed": report.seed,
+        "clauses": report.clauses,
+        "specification": report.specification,
+        "number of shards": report.shard[1] if report.shard else 0,
+        **packages,
+    }
+
+
+def differing(reports: Sequence[Report]) -> str:
+    """What tells the runs of reports apart, in words; empty if nothing does."""
+    named = [{**_common(report), "device": report.device} for report in reports]
+    found = {name: list(dict.fromkeys(str(one[name] or "none") for one in named)) for name in named[0]}
+    return "; ".join(f"{name} {' and '.join(values)}" for name, values in found.items() if len(values) > 1)
 
 
 def merged(reports: Sequence[Report]) -> list[Report]:
