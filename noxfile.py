@@ -75,7 +75,7 @@ def spec(session: nox.Session) -> None:
 
 @nox.session
 def golden(session: nox.Session) -> None:
-    """Check the golden data against the reference; `-- --update` writes it (see tools/regenerate_golden.py)."""
+    """Check golden tables against the reference, vectors and bounds against the oracle; `-- --update` writes them."""
     install(session)
     session.run("python", "tools/regenerate_golden.py", *session.posargs)
 

@@ -30,6 +30,15 @@ def output(text: str) -> Path:
     return path
 
 
+def folder(text: str) -> Path:
+    """The type of an argument that names a folder in which files are made."""
+    try:
+        tempfile.TemporaryFile(dir=text).close()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"the folder {text!r} cannot be written: {error.strerror}") from error
+    return Path(text)
+
+
 def kept(text: str) -> Path:
     """The same of a file whose folder is made."""
     try:

@@ -213,6 +213,46 @@ def test_documented_tables_are_input(run: Run, golden: Path, name: str, options:
     assert not file.exists()
 
 
+def test_a_block_that_is_not_as_computed(module: Any, run: Run, golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All such tables are counted first, nothing of them is written, and the other sets are checked."""
+    [fake] = module.SETS
+    monkeypatch.setattr(module, "SETS", (module.GoldenSet("summaries", module.summaries), fake))
+    true = module.table
+    monkeypatch.setattr(module, "table", lambda *block: true(*block).replace("Conv2d-1 ", "Conv2d-9 "))
+    before = contents(golden)
+    for options in ((), ("--update",)):
+        status, printed = run("-k", "new-down", *options)
+        assert status == 1, printed
+        assert "summaries: 15 of 60 tables are not what spec_tests/config.py says of the block" in printed
+        assert printed.count("+++ the block") == 1
+        assert "golden/summaries: 0 of 0 files moved" in printed
+        assert "run with --update" not in printed
+        assert contents(golden) == before
+
+
+def test_many_changes_show_few_diffs(module: Any, run: Run, golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    many = {f"batch-{n:02}.txt": b"new\n" for n in range(9)}
+    for name in many:
+        (golden / "summaries" / name).write_bytes(b"old\n")
+    monkeypatch.setattr(module, "SETS", (module.GoldenSet("summaries", lambda _: many),))
+    status, printed = run("-k", "batch-0")
+    assert status == 1
+    assert printed.count("changed  golden/summaries/") == 9
+    assert printed.count("+new") == 5
+    assert "the diffs of 4 more are not shown; -k TEXT selects cases by their names" in printed
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_a_folder_that_cannot_be_written(run: Run, golden: Path) -> None:
+    golden.chmod(0o555)
+    try:
+        status, printed = run("--update")
+    finally:
+        golden.chmod(0o755)
+    assert status == 2
+    assert "argument --update: the folder" in printed
+
+
 @pytest.mark.parametrize("option", ["--update", "--update-new-only"])
 def test_refused_under_ci(run: Run, golden: Path, option: str, monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(golden)
