@@ -36,7 +36,10 @@ def judge(results: Results, console: Console) -> list[str]:
                 kills.append(result)
             else:
                 others = ", ".join(ordered(result.killed)) or "nothing"
-                crashes = f", by a crash {', '.join(ordered(result.crashed))}" if result.crashed else ""
+                crashes = ""
+                if result.crashed:
+                    words = next(iter(result.crashed.values()))
+                    crashes = f", by a crash {', '.join(ordered(result.crashed))}: {words}"
                 expected = ", ".join(faults[task.entry].clauses)
                 problems.append(f"SURVIVED {where}: expected {expected}; noticed by {others}{crashes}")
         else:

@@ -103,9 +103,7 @@ def summaries(wanted: str) -> dict[str, bytes]:
             continue
         text, computed = printed_table(config, size), table(config, size)
         if text != computed:
-            apart[case] = diff(
-                computed.encode(), text.encode(), "computed by spec_tests/summary.py", "printed for the block"
-            )
+            apart[case] = diff(computed.encode(), text.encode(), "spec_tests/summary.py", "the block")
         files[f"{case}.txt"] = text.encode()
     if apart:
         first, shown = next(iter(apart.items()))
