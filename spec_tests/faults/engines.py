@@ -289,17 +289,13 @@ def taps(old: int, new: int, how: str, like: Tensor) -> tuple[Tensor, Tensor, Te
     t = i * old / new if how == "asymmetric" else i * (old - 1) / max(new - 1, 1)
     low = t.floor().long()
     part = (t - low).to(like.dtype)
-    # A place that is whole has one neighbour, twice: nothing that is not finite comes in with the weight 0.
-    return low, torch.where(part > 0, low + 1, low).clamp(max=old - 1), part
+    return low, (low + 1).clamp(max=old - 1), part
 
 
 def resample(up: Any, x: Tensor, *, how: str = "corners") -> Tensor:
     """Bilinear up-sampling, one axis after the other; sums of half precision are taken in float32."""
-    size = target(up, x)
-    if tuple(x.shape[2:]) == size and how == "corners":
-        return x
     y = x.float() if x.dtype in LOW else x
-    for axis, new in zip((2, 3), size, strict=True):
+    for axis, new in zip((2, 3), target(up, x), strict=True):
         low, high, part = taps(y.shape[axis], new, how, y)
         part = part[:, None] if axis == 2 else part
         y = y.index_select(axis, low) * (1 - part) + y.index_select(axis, high) * part

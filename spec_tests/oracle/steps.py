@@ -244,7 +244,7 @@ class UpStep:
         target = self.config.upsampled_size(length)
         if self.interpolation == "corners":
             if length == target:
-                return x, None
+                return upsample.passed_on(x), None
             rows, cols = upsample.axes(length, target, run.arith)
         else:
             rows, cols = alternatives.axes(length, target, self.interpolation, run.arith.coordinate)
