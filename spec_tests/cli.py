@@ -217,7 +217,8 @@ def _explained(options: argparse.Namespace, verdict: Verdict) -> Diagnosed:
     changes = found.explanations[0].changes if found.certain else ()
     clause_of = {item.name: item.metadata["clause"] for item in fields(Rules)}
     clauses = tuple(clause_of[name] for name, _ in changes)
-    return Diagnosed(tuple(found.lines()), found.certain and not found.errors, changes, clauses)
+    whole = found.certain and not found.errors and not found.forward
+    return Diagnosed(tuple(found.lines()), whole, changes, clauses)
 
 
 def _held(found: Diagnosis) -> str:

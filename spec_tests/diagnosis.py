@@ -3,7 +3,7 @@
 The subject is asked for a fixed set of examples. A rule explains them if every output, gradient and statistic
 lies within the bounds of the oracle under that rule; nothing is scored beyond counting them. Where more than
 one rule does, more examples are made to tell them apart. Where none does, the specification in TF32 is tried, then
-pairs of rules, then each rule in TF32.
+pairs of rules, then each rule without the gradients, and in TF32.
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ class Diagnosis:
         runner_up: the best of what does not.
         where: if nothing does, what the wrong examples have in common and the first layer at which one goes wrong.
         errors: calls that failed, of which no rule says anything.
+        forward: whether `explanations` account for outputs and statistics alone: a backward pass that is written by
+            hand does not follow the forward one.
         coarse: how many examples break the specification, and of how many, if `explanations`, or the specification
             itself where those are empty, account for everything in TF32 only.
     """
@@ -74,6 +76,7 @@ class Diagnosis:
     where: tuple[str, ...] = ()
     errors: tuple[str, ...] = ()
     coarse: tuple[int, int] | None = None
+    forward: bool = False
 
     @property
     def healthy(self) -> bool:
@@ -81,6 +84,7 @@ class Diagnosis:
 
     @property
     def certain(self) -> bool:
+        """Whether one explanation, and no other, accounts for everything, or for all but the gradients."""
         return len(self.explanations) == 1
 
     def lines(self) -> list[str]:
@@ -108,16 +112,22 @@ class Diagnosis:
     def _explained(self, total: str) -> Iterator[str]:
         """What explains all `total` tensors, and the best of what does not."""
         first = self.explanations[0]
+        if self.forward:
+            total = counted(self.total, "output or statistic", "outputs and statistics")
+            yield "Its gradients fit no rule that explains the rest, as if the backward pass had been written apart."
         if self.certain:
             rule = "this rule" if len(first.changes) == 1 else "these two rules"
-            yield f"It behaves exactly like {first.sentence()}."
+            yield f"{'Without them, it' if self.forward else 'It'} behaves exactly like {first.sentence()}."
         else:
             rule = "each of them"
-            yield "It behaves exactly like one of these, which the examples do not tell apart:"
+            yield (
+                f"{'Without them, it' if self.forward else 'It'} behaves exactly like one of these, which the examples "
+                "do not tell apart:"
+            )
             yield from (f"- {explanation.sentence()}" for explanation in self.explanations)
         outside = f"{self.wrong:,} {'lies' if self.wrong == 1 else 'lie'} outside those of the specification"
         yield f"Every one of {total} lies within its bounds under {rule}; {outside}."
-        if self.runner_up is not None:
+        if self.runner_up is not None and self.runner_up.inside > self.runner_up.total - self.wrong:
             other = self.runner_up
             yield f"The next best explanation, {other.sentence()}, accounts for {other.inside} of them."
 
@@ -178,20 +188,27 @@ def diagnose(subject: Subject, seconds: float = SECONDS, first: int = 48) -> Dia
             return Diagnosis(total - inside, total, errors=_errors(observations), coarse=often)
     if not found:
         found = _pairs(evidence, ranked, failing, deadline)
-    if not found and rounded is not None:
-        among, found = _singles(rounded)
-        evidence, ranked = (rounded, among) if found else (evidence, ranked)
+    forward = Evidence(observations, gradients=False)
+    for other in (forward, rounded):
+        if not found and other is not None:
+            among, found = _singles(other)
+            evidence, ranked = (other, among) if found else (evidence, ranked)
     found = _told_apart(subject, evidence, found, numerics, deadline)
     explanations = sorted((_explanation(evidence, changes) for changes in found), key=lambda e: e.changes)
     others = [_explanation(evidence, changes) for changes in ranked[:CLOSELY] if changes not in found]
-    runner_up = max(others, key=lambda e: e.inside, default=None)
     # What breaks the specification breaks it in float32, and shows in the examples that were made later too.
     plain = Evidence(evidence.observations, evidence.gradients) if evidence is rounded else evidence
     inside, total = plain.accounted(())
-    where = [] if found else _where(subject, plain, plain.failing())
-    coarse = often if found and evidence is rounded else None
-    errors = _errors(evidence.observations)
-    return Diagnosis(total - inside, total, tuple(explanations), runner_up, tuple(where), errors, coarse)
+    return Diagnosis(
+        total - inside,
+        total,
+        tuple(explanations),
+        max(others, key=lambda e: e.inside, default=None),
+        () if found else tuple(_where(subject, plain, plain.failing())),
+        _errors(evidence.observations),
+        often if found and evidence is rounded else None,
+        bool(found) and evidence is forward,
+    )
 
 
 def _errors(observations: Sequence[Observation]) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,33 @@ def test_coarse_products_are_told_from_a_rare_mistake() -> None:
     rare = diagnose(load_subject(f"{blocks}:norm_clips_its_input"), SECONDS)
     assert rare.coarse is None
     assert "No known mistake" in rare.lines()[0]
+
+
+class Apart(RuleBlock):
+    """Its backward pass was written by hand, and has another ε."""
+
+    def backward(self, x: Array, dy: Array, training: bool | None = None) -> Gradients:
+        other = RuleBlock(self.config, replace(SPEC, eps=1e-6))
+        other.load(self.state())
+        return other.backward(x, dy, training)
+
+
+def test_a_backward_pass_that_was_written_apart_hides_no_wrong_rule() -> None:
+    subject = OddSubject(replace(SPEC, eps=1e-3))
+    subject.block = Apart
+    found = diagnose(subject, 2.0)
+    assert found.forward
+    assert [explanation.changes for explanation in found.explanations] == [(("eps", 1e-3),)]
+    first, second, third, *_ = found.lines()
+    assert first.startswith("Its gradients fit no rule that explains the rest")
+    assert second.startswith("Without them, it behaves exactly like eps = 0.001 instead of 1e-05")
+    assert re.match(r"Every one of \d+ outputs and statistics lies within its bounds under this rule; \d+ lie", third)
+
+
+def test_what_explains_less_than_the_specification_is_no_next_best() -> None:
+    found = diagnose(RuleSubject(replace(SPEC, momentum=0.01)), SECONDS)
+    assert found.certain
+    assert "The next best explanation" not in "\n".join(found.lines())
 
 
 @pytest.mark.parametrize("bound", [0.0, 1.0, np.inf, np.nan])
