@@ -164,6 +164,34 @@ def test_a_crash_is_no_refusal(kind: str, due: str) -> None:
         assert {"3.6": times, "3.5": times} == compare.REACHED
 
 
+@pytest.mark.parametrize(
+    ("check", "told"),
+    [
+        (
+            lambda clause, good: compare.shaped(clause, "a thing", np.zeros((2, 3)), [2, 3 if good else 4], EXAMPLE),
+            ("a thing", "shape (2, 3)", "shape (2, 4)"),
+        ),
+        (
+            lambda clause, good: compare.inspect_entries(clause, "sizes", {"a": 1}, {"a": 1 if good else 2}, EXAMPLE),
+            ("sizes", "a 1", "a 2"),
+        ),
+    ],
+    ids=["shaped", "inspect_entries"],
+)
+def test_what_counts_only_where_it_fails(check: Callable[[str, bool], None], told: tuple[str, ...]) -> None:
+    compare.start()
+    check("3.1", True)
+    assert compare.REACHED["3.1"] == 0
+    for times in (1, 2):
+        with pytest.raises(NonConformance) as caught:
+            check("3.1", False)
+        error = caught.value
+        assert error.clause == "3.1"
+        assert "BlockBottleneck2d(2, 3, stride=2)" in error.example
+        assert (error.what, error.got, error.expected) == told
+        assert compare.REACHED["3.1"] == times
+
+
 def test_helpers_hide_from_tracebacks() -> None:
     """The traceback of a failure ends where the check is asked for, not within the helper."""
 
@@ -175,6 +203,8 @@ def test_helpers_hide_from_tracebacks() -> None:
         ("holds", lambda: holds("3.6", "a thing", False, 1, 2, EXAMPLE)),
         ("equal", lambda: equal("1.1", "a thing", 1, 2, EXAMPLE)),
         ("equal_entries", lambda: equal_entries("2.20", "entries", {}, {"a": 1}, EXAMPLE)),
+        ("inspect_entries", lambda: compare.inspect_entries("7.3", "entries", {}, {"a": 1}, EXAMPLE)),
+        ("shaped", lambda: compare.shaped("3.1", "a thing", np.zeros(2), (3,), EXAMPLE)),
         ("refused", lambda: refused(["1.2"], "building", "value", EXAMPLE, lambda: None)),
         ("taken", refusing),
     ]
@@ -249,6 +279,7 @@ def test_a_sample_begins_at_another_item_each_time(monkeypatch: pytest.MonkeyPat
     found = [list(compare.focused(range(7))) for _ in range(4)]
     assert found == [[1, 4], [2, 5], [0, 3, 6], [1, 4]]
     assert list(compare.focused("ab")) == ["b"], "a sample is never empty"
+    assert [list(compare.focused("a")) for _ in range(2)] == [["a"], ["a"]]
     monkeypatch.setattr(compare, "SAMPLE_STEP", [2])
     compare.start()
     assert list(compare.focused(range(4))) == [1, 3]

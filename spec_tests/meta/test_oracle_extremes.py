@@ -47,3 +47,24 @@ def test_the_gradient_of_a_norm_whose_terms_overflow() -> None:
         centred = x.value.astype(F) - F(size)
         with np.errstate(over="ignore"):
             assert np.isfinite(r**3 * np.mean(dy.astype(F) * centred, dtype=F) * F(size)) == claimed
+
+
+def test_terms_of_a_mean_that_is_taken_out_later_overflow_too() -> None:
+    """With d = r^3 (mean(dy x) - mean(dy) mu), each part of d x is infinite, however near x is to mu."""
+    one, size = np.ones((1, 1, 1)), 2e14
+    x, dy = Bounded.exact(np.full((1, 1, 1, 8), F(size))), np.full((1, 1, 1, 8), F(4096))
+    _, saved = normalize(x, one, 0 * one, 1e-5, moments(x, (2, 3), FLOAT32), FLOAT32)
+    r = F(1) / np.sqrt(F(1e-5))
+    with np.errstate(over="ignore"):
+        assert np.isinf(r**3 * np.mean(dy * x.value.astype(F), dtype=F) * F(size))
+    assert np.isinf(normalize_vjp(saved, one, Bounded.exact(dy), FLOAT32).bound).all()
+
+
+def test_a_claim_stands_up_to_the_largest_number() -> None:
+    """1/sqrt(var + eps) is about 1 here, and d x within a factor of two of overflow."""
+    one, far = np.ones((1, 1, 1)), 10.0
+    x = Bounded.exact(np.array([far - 1, far + 1]).reshape(1, 1, 1, 2))
+    dy = np.full((1, 1, 1, 2), 0.6 * FLOAT32.largest / (2 * far) ** 2)
+    _, saved = normalize(x, one, 0 * one, 1e-5, moments(x, (2, 3), FLOAT32), FLOAT32)
+    assert np.isfinite(normalize_vjp(saved, one, Bounded.exact(dy), FLOAT32).bound).all()
+    assert np.isinf(normalize_vjp(saved, one, Bounded.exact(2 * dy), FLOAT32).bound).all()

@@ -162,7 +162,7 @@ def normalize(
         value, bound = g * value, np.abs(g) * bound + arith.tiny * reach
     if folded:
         scale = steepest if g is None else np.abs(g) * steepest
-        bound = bound + arith.gamma(folded) * scale * (np.abs(mean.value) + mean.bound)
+        bound = bound + arith.gamma(folded) * scale * np.abs(mean.value)
         c += arith.gamma(folded)
     if b is not None:
         value, bound = value + b, bound + c * np.abs(b)
