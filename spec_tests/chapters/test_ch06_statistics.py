@@ -93,7 +93,14 @@ def test_a_call_after_many(subject: Subject, calls: int) -> None:
     code = f"{{n: v * 0 + {calls} if n.endswith('tracked') else v for n, v in case.state().items()}}"
     example = numeric.script(["y = block.forward(case.x(), True)"], state=code)
     clauses = {**dict.fromkeys(CLAUSES, "6.6"), "num_batches_tracked": "6.3"}
-    judge_buffers(block.state(), numeric.expected(state), example, f"after call {calls + 1:,}", clauses, calls + 1)
+    judge_buffers(
+        block.state(),
+        numeric.expected(state),
+        example,
+        f"after a call that is the {calls + 1:,}th by its counter",
+        clauses,
+        calls + 1,
+    )
 
 
 @pytest.mark.clause("6.1", "6.2", "6.3")

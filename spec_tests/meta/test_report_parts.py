@@ -178,7 +178,7 @@ def test_what_is_no_number_is_no_multiple_of_a_bound(got: float, value: float, w
         (failed("3.14", "a call", "refused: no", expected="no refusal"), "It is refused and must be taken."),
         (failed("1.15", "True for a stride", "no error"), "It is accepted and must be refused."),
         (failed("2.5", "bias of conv1"), "Bias of conv1: got 1, must be 2."),
-        (failed("2.5", "names", "x" * 200), "Names is not as it must be."),
+        (failed("2.5", "names", "x" * 200), "Not as it must be: names."),
     ],
 )
 def test_reasons(failure: Outcome, words: str) -> None:

@@ -14,7 +14,8 @@ holds:
    wrong output of chapter 4; those of chapter 7 under whatever number is wrong. What goes under may have a cause of
    its own too; it comes up when the first is mended.
 
-Advice (SHOULD) goes under nothing but rule 1. Nothing is dropped: each broken clause is a cause or under one.
+Advice (SHOULD) comes last, and goes under nothing but rule 1. Nothing is dropped: each broken clause is a cause or
+under one.
 """
 
 from __future__ import annotations
@@ -70,11 +71,11 @@ class Broken:
         """Whether it is what chapter 1 finds in the state of a block."""
         return self.chapter == ARGUMENTS and self.failure.what.startswith(STATE_OF)
 
-    def place(self) -> tuple[int, bool, tuple[int, ...]]:
-        """Sorts by the order of mending."""
+    def place(self) -> tuple[bool, int, bool, tuple[int, ...]]:
+        """Sorts by the order of mending; advice comes last."""
         late = INVARIANCES if self.chapter == STATE and self.numeric else self.chapter
         chapter = STRUCTURE if self.listed else late
-        return MENDING.index(chapter), self.listed, sort_key(self.clause)
+        return self.level != "MUST", MENDING.index(chapter), self.listed, sort_key(self.clause)
 
 
 @dataclass
@@ -187,7 +188,7 @@ def reason(failure: Failure) -> str:
         return f"{_capital(failure.what)} is wrong."
     sentence = f"{_capital(failure.what)}: got {failure.got}, must be {failure.expected}."
     short = len(sentence) <= 110 and "\n" not in sentence
-    return sentence if short else f"{_capital(failure.what)} is not as it must be."
+    return sentence if short else f"Not as it must be: {_cut(failure.what)}."
 
 
 def brief(failure: Failure) -> str:
@@ -213,6 +214,10 @@ def _times(ratio: float) -> str:
 
 
 def _capital(text: str) -> str:
-    cut = text if len(text) <= 100 else f"{text[:99]}…"
+    cut = _cut(text)
     # Names of tensors stay as they are.
     return cut if re.match(r"\w*[._\d]", cut) else cut[:1].upper() + cut[1:]
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 100 else f"{text[:99]}…"

@@ -173,7 +173,8 @@ def summary(verdict: Verdict) -> str:
     if status == PARTIAL:
         lacks = ", ".join(verdict.unsupported()) or "an arithmetic fine enough"
         return f"partial: {holding}, {len(verdict.lost())} could not be judged; not offered: {lacks}"
-    return f"conforms: {holding}, {counted(verdict.checks().total(), 'check')}"
+    conduct = f", {counted(len(verdict.conduct_judged), 'rule')} of conduct" if verdict.conduct_judged else ""
+    return f"conforms: {holding}, {counted(verdict.checks().total(), 'check')}{conduct}"
 
 
 def show(
