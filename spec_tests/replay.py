@@ -121,6 +121,15 @@ def computed(
         yield good, words
 
 
+# What one reply cannot show, by operation.
+_EARLIER = "A failure that is due to earlier calls shows only in a run of its clause."
+_BEYOND = {
+    "forward": _EARLIER,
+    "backward": _EARLIER,
+    "init": "How drawn numbers are spread and differ from each other (7.7 to 7.9) shows only in a run of the clause.",
+}
+
+
 def _asked(subject: StdioSubject, request: Header, given: Mapping[str, Array], message: bytes) -> int:
     offers = {key: subject.said(key) for key in ("ops", "modes", "dtypes")}
     wanted, empty = answer_due(request, offers), _empty(request)
@@ -143,6 +152,7 @@ def _asked(subject: StdioSubject, request: Header, given: Mapping[str, Array], m
         return _named(wanted, reply)
     if answer == wanted.answer != "ok":
         say(f"verdict: as it must be: {wanted.why}")
+        say("What the message of a refusal says (1.18) is judged in a run of the clause.")
         return CONFORMS
     if wanted.answer != "ok":
         must = "unsupported" if wanted.answer == "unsupported" else f"refused as {wanted.answer}"
@@ -217,8 +227,8 @@ def _judged_reply(
     right = all(good for good, _ in found)
     say("verdict: right" if right else "verdict: wrong")
     say("\n".join(f"  {'' if good else 'WRONG '}{words}" for good, words in found))
-    if right and request.metadata["op"] in ("forward", "backward"):
-        say("A failure that is due to earlier calls shows only in a run of its clause.")
+    if right and (beyond := _BEYOND.get(request.metadata["op"])):
+        say(beyond)
     return CONFORMS if right else BROKEN
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from spec_tests import arguments
+from spec_tests.clauses import all_clauses
 from spec_tests.meta import documents
 from spec_tests.meta.documents import PAGES, SESSIONS, Command, shell
 from spec_tests.meta.processes import ROOT, python
@@ -32,7 +33,7 @@ RUNS: dict[str, tuple[str, int, str]] = {
     "mdnc-spec run --subject py:mypackage.blocks:BlockBottleneck2d": (
         "mdnc-spec run --subject py:mypackage.blocks:BlockBottleneck2d --profile smoke --clause 3",
         0,
-        "BlockBottleneck2d conforms: 14 clauses hold",
+        f"BlockBottleneck2d conforms: {sum(clause.chapter == 3 for clause in all_clauses().values())} clauses hold",
     ),
     "mdnc-spec new-port c my-port": ("mdnc-spec new-port c my-port", 0, "wrote port.c; next:"),
     "cc -O2 -std=c11 -o my-port/port my-port/port.c -lm": (f"{BUILT} && test -x my-port/port", 0, ""),
