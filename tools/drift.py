@@ -7,6 +7,7 @@
 A record holds the printed tables, the names, shapes and types of all entries, every number that the calls of the test
 vectors give (outputs, gradients, new buffers), and how long they took. Numbers are compared in units of the derived
 bound, within which all correct implementations lie; the speed is the ratio of the best times, and decides nothing.
+The block is that of this checkout in both: what a change of it does is told by `nox -s golden spec`.
 
 Exit status of compare: 0 if all that moved lies within the bounds, 1 if a table, an entry or a number beyond its bound
 moved, 2 for wrong arguments or a file that cannot be read or written.
@@ -34,6 +35,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from spec_tests.enumeration import INPUT_SIZE, enumerated
+from spec_tests.subjects.base import Crashed, Refused
 from spec_tests.vectors import Vector, vectors
 from tools import command_line, page
 
@@ -166,6 +168,7 @@ class Moved:
     texts: Sequence[Texts]
     numbers: Sequence[Numbers]
     speed: Sequence[str]
+    builds: str = ""
 
     @property
     def beyond(self) -> int:
@@ -227,19 +230,28 @@ def compare(old: Record, new: Record) -> Moved:
             for what, seconds in new.seconds.items()
             if what in old.seconds
         ],
+        _builds(old, new),
     )
+
+
+def _builds(old: Record, new: Record) -> str:
+    """The builds of torch, such as cpu and cu130, if they are two."""
+    found = [record.versions.get("torch", "").partition("+")[2] for record in (old, new)]
+    return f"{found[0] or 'the plain one'} and {found[1] or 'the plain one'}" if found[0] != found[1] else ""
 
 
 def show(moved: Moved, console: Console) -> None:
     """Print what moved."""
     console.print("; ".join(moved.versions))
+    if moved.builds:
+        console.print(f"torch is of two builds, {moved.builds}: what moves may be due to that")
     for texts in moved.texts:
         console.print(texts.line)
         for line in texts.diff:
             console.print(f"    {line}", markup=False, highlight=False)
     table = Table(title=TITLE)
     for heading in HEADINGS:
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     for numbers in moved.numbers:
         if numbers.missing:
             console.print(
@@ -281,7 +293,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     two.add_argument("--page", type=command_line.output, metavar="FILE", help="write a page that shows it (.html)")
     options = parser.parse_args(arguments)
     if options.command == "record":
-        record(options.file)
+        try:
+            record(options.file)
+        except (Refused, Crashed) as error:
+            parser.error(f"the block cannot run the test vectors, and `mdnc-spec run` says why: {error}")
         return 0
     try:
         old, new = read(options.old), read(options.new)

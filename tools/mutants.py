@@ -309,9 +309,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except subprocess.CalledProcessError as error:
         words = " ".join(map(str, error.cmd[:6]))
         print(f"mutmut ended with status {error.returncode}: {words} …\n{error.stderr or ''}", file=sys.stderr)
-        print(
-            f"it runs tests by the names that {options.folder} remembers; if tests have others now, remove that folder"
-        )
+        hint = f"tests run by the names that {options.folder} remembers; if they have others now, remove it"
+        print(hint, file=sys.stderr)
         return 1
     if options.update:
         write(LISTED, found.values(), reasons)

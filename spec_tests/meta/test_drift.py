@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from spec_tests.meta.processes import ROOT, Ended, environment, python
+from spec_tests.meta.processes import ROOT, Ended, environment, loaded, python
 
 TOOL = str(ROOT / "tools" / "drift.py")
 
@@ -68,6 +69,30 @@ def test_what_moves_beyond_is_told(recorded: Path, name: str, factor: float, tex
     assert ended.status == 1, ended.out
     assert words in ended.out
     assert "something moved beyond what rounding explains" in ended.out
+
+
+def test_two_builds_are_told(recorded: Path) -> None:
+    """A processor and a GPU differ beside the version."""
+    with safe_open(recorded, "numpy") as file:
+        build = re.search(r"\+\w+", "".join(file.metadata().values()))
+    if build is None:
+        pytest.skip("this torch does not name its build")
+    moved = changed(recorded, "/y", 1 + 2**-23, (build[0], "+other"))
+    ended = tool(recorded.parent, "compare", str(recorded), str(moved))
+    assert f"torch is of two builds, {build[0][1:]} and other" in ended.out
+    assert "two builds" not in tool(recorded.parent, "compare", str(recorded), str(recorded)).out
+
+
+def test_a_block_that_cannot_run_the_vectors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with loaded(Path(TOOL)) as module:
+        monkeypatch.setattr(module, "REFERENCE", "py:spec_tests.faults.blocks:bias_always")
+        with pytest.raises(SystemExit) as caught:
+            module.main(["record", str(tmp_path / "record.safetensors")])
+    assert caught.value.code == 2
+    assert "the block cannot run the test vectors, and `mdnc-spec run` says why: " in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_no_record_is_named(tmp_path: Path) -> None:
