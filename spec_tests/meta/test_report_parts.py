@@ -119,6 +119,17 @@ def test_one_wrong_structure_is_one_cause() -> None:
     assert under(state, default) == {"1.5": [], "1.8": []}
 
 
+def test_a_port_that_fails_is_one_cause() -> None:
+    """Whatever was asked, and whatever it wrote there; another way to fail is another cause."""
+    wrote = "the port failed: it wrote b{!r} and {} bytes more; a message begins with the length of its header"
+    shapes = failed("3.1", CALL, wrote.format("debug: 5\n0", 8))
+    values = failed("4.1", "a forward call and its backward pass", wrote.format("debug: 4\n\\xc0", 280))
+    ended = failed("5.1", CALL, "the port failed: it was killed by SIGSEGV; its last words: …")
+    assert under(shapes, values, ended) == {"3.1": ["4.1"], "5.1": []}
+    assert shapes.failure is not None
+    assert reason(shapes.failure).startswith("The port itself failed")
+
+
 def test_numbers_behind_a_loaded_state_follow_other_numbers() -> None:
     loaded = failed("7.10", "conv1.1.running_mean after a call", numbers=True)
     statistics = failed("6.1", "conv1.1.running_mean", numbers=True)

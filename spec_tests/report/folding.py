@@ -5,7 +5,8 @@ gradients, invariances, the summary. What chapter 1 finds in the state of a bloc
 numbers of chapter 7 stand with the invariances. A clause goes under an earlier one by the first of these rules that
 holds:
 
-1. Same words: the same thing was looked at and the same was got, numbers in it aside (one error ends many calls).
+1. Same words: the same thing was looked at and the same was got, numbers in it aside (one error ends many calls);
+   of a port that failed, only how it did counts.
 2. Structure: chapter 2 is broken, and the failure is another one of it, a call that had to succeed, one of the
    summary, of the state (of chapter 1 too), or of a clause that counts or lists what the structure holds.
 3. One diagnosis: it alone explains every number, so all numeric failures go under the first of them, which is the
@@ -27,6 +28,7 @@ from typing import Any
 
 from spec_tests.clauses import NUMERIC, all_clauses, sort_key
 from spec_tests.compare import CALL, NO_ERROR, OUTPUT, STATE_OF, TAKEN
+from spec_tests.subjects.base import PORT_FAILED
 from spec_tests.verdict import Failure, TestOutcome, Verdict
 
 MENDING = (1, 2, 3, 7, 4, 6, 5, 9, 8)
@@ -167,6 +169,9 @@ def _words(failure: Failure) -> tuple[str, str]:
     if failure.picture is not None:
         # Numbers are what it is about.
         return failure.clause, ""
+    if failure.got.startswith(PORT_FAILED):
+        # Which call met it, and what was written there, is by the way.
+        return PORT_FAILED, re.sub(r"\d+|b['\"].*", "#", failure.got.removeprefix(PORT_FAILED), flags=re.DOTALL)[:40]
     return tuple(re.sub(r"\d+", "#", text) for text in (failure.what, failure.got))  # type: ignore[return-value]
 
 
@@ -178,6 +183,8 @@ def reason(failure: Failure) -> str:
         size = _not_finite(worst)
         size = f"element is {size}" if size else f"error is {_times(worst['ratio'])} times what rounding explains"
         return f"The worst {size}; {share} outside the bounds."
+    if failure.got.startswith(PORT_FAILED):
+        return "The port itself failed (PROTOCOL.md); every clause for which it is asked so is broken."
     if failure.what == CALL:
         return "A call that must succeed ended in an error."
     if failure.expected == TAKEN:

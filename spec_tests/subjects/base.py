@@ -33,6 +33,8 @@ REFUSALS = {
     "": ("type", "value", "invalid_input", ""),
     "state": ("type", "value", "bad_request", ""),
 }
+# What begins the words of a port that ended, was too slow, or wrote what is no message.
+PORT_FAILED = "the port failed: "
 # How they are called.
 IN_PROCESS = {
     "type": "a TypeError",

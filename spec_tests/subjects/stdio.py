@@ -13,7 +13,17 @@ from typing import Any
 import hypothesis
 
 from spec_tests.subjects import wire
-from spec_tests.subjects.base import IN_PROCESS, Array, AtOnce, Conduct, Crashed, Refused, Subject, SubjectError
+from spec_tests.subjects.base import (
+    IN_PROCESS,
+    PORT_FAILED,
+    Array,
+    AtOnce,
+    Conduct,
+    Crashed,
+    Refused,
+    Subject,
+    SubjectError,
+)
 from spec_tests.subjects.port_block import Doing, PortBlock, texts
 from spec_tests.subjects.process import PortError, Process, Timeouts
 from spec_tests.words import shown
@@ -274,7 +284,7 @@ class StdioSubject(Subject):
             process.kill()
 
     def _words(self, error: PortError) -> str:
-        return f"the port failed: {error}{_end(self._stderr)}"
+        return f"{PORT_FAILED}{error}{_end(self._stderr)}"
 
     def _started(self) -> Process:
         """Start the process and exchange `hello`."""
