@@ -101,6 +101,22 @@ def judge_independence(config: BlockConfig, drawn: dict[str, Array], example: Ex
         holds("7.7", "the drawn numbers", lag is None, words, "independent ones", example)
 
 
+def judge_distribution(name: str, drawn: Array, limit: float, rounding: float, example: Example) -> None:
+    """Whether one tensor looks uniform; `rounding` is that of its type, in units of its range."""
+    scaled = np.sort(np.ravel(drawn).astype(np.float64)) / limit
+    n = scaled.size
+    uniform = (np.clip(scaled, -1, 1) + 1) / 2
+    distance = float(max(np.max(np.arange(1, n + 1) / n - uniform), np.max(uniform - np.arange(n) / n)))
+    # Dvoretzky, Kiefer, Wolfowitz (Massart's constant), for a false alarm once in 10^12 tensors.
+    allowed = math.sqrt(math.log(2e12) / (2 * n)) + rounding
+    what = f"distance of the distribution of {name} from the uniform one"
+    holds("7.7", what, distance <= allowed, distance, f"at most {allowed}", example)
+    # The largest of n is below 1 - 28/n about as rarely.
+    least, largest = 1 - 28 / n - rounding, float(np.abs(scaled).max())
+    what = f"largest magnitude of {name} in units of its range"
+    holds("7.7", what, largest >= least, largest, f"at least {least}", example)
+
+
 @pytest.mark.clause("7.4", "7.5", "7.6", "7.7", "7.8")
 @pytest.mark.needs("init")
 @given(arguments=geometries(), seed=st.integers(0, 2**31 - 1))
@@ -123,30 +139,23 @@ def test_values_at_construction(subject: Subject, arguments: dict[str, Any], see
         judge_independence(config, drawn, example)
 
 
-@pytest.mark.clause("7.7")
+@pytest.mark.clause("7.4", "7.5", "7.6", "7.7")
 @pytest.mark.needs("init")
-@by("normalizer", ["pinst", "null"])
+@by("normalizer", ["batch", "null"])
 def test_distribution_at_construction(subject: Subject, normalizer: str) -> None:
     """The drawn values are uniform: the distance of their distribution function stays within its DKW bound."""
     # A range by the fan-out is too wide for the first block and too narrow for the second one.
     for planes in ((48, 40), (24, 96)):
         config = BlockConfig.of(*planes, kernel_size=(3, 2), stride=2, normalizer=normalizer)
-        block = subject.build(config.arguments(), seed=20 if "seed" in subject.features else None)
-        state = block.state()
-        for name, shape in config.parameters().items():
-            if len(shape) == 4 or (normalizer == "null" and name.endswith("bias")):
-                scaled = np.sort(np.ravel(state[name]).astype(np.float64)) / limit_of(config, name)
-                n = scaled.size
-                uniform = (np.clip(scaled, -1, 1) + 1) / 2
-                distance = float(max(np.max(np.arange(1, n + 1) / n - uniform), np.max(uniform - np.arange(n) / n)))
-                # Dvoretzky, Kiefer, Wolfowitz (Massart's constant), for a false alarm once in 10^12 tensors.
-                allowed = math.sqrt(math.log(2e12) / (2 * n))
-                what = f"distance of the distribution of {name} from the uniform one"
-                holds("7.7", what, distance <= allowed, distance, f"at most {allowed}", Example.of(config))
-                # The largest of n is below 1 - 28/n about as rarely.
-                least, largest = 1 - 28 / n, float(np.abs(scaled).max())
-                what = f"largest magnitude of {name} in units of its range"
-                holds("7.7", what, largest >= least, largest, f"at least {least}", Example.of(config))
+        for dtype, rounding in (("float32", 0.0), ("float64", 0.0), ("bfloat16", 2**-8)):
+            if dtype not in ("float32", *subject.features):
+                continue
+            block = subject.build(config.arguments(), seed=20 if "seed" in subject.features else None, dtype=dtype)
+            state, example = block.state(), Example.of(config, note="" if dtype == "float32" else f"in {dtype}")
+            judge_constants(config, state, example)
+            for name, shape in config.parameters().items():
+                if len(shape) == 4 or (normalizer == "null" and name.endswith("bias")):
+                    judge_distribution(name, state[name], limit_of(config, name), rounding, example)
 
 
 @pytest.mark.clause("7.8")
