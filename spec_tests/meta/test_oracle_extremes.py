@@ -6,7 +6,7 @@ import numpy as np
 
 from spec_tests.oracle.bounds import FLOAT32, FLOAT64, Bounded
 from spec_tests.oracle.norm import moments, normalize, normalize_vjp
-from spec_tests.oracle.upsample import axes, resample
+from spec_tests.oracle.upsample import axes, passed_on, resample
 
 F = np.float32
 
@@ -68,3 +68,16 @@ def test_a_claim_stands_up_to_the_largest_number() -> None:
     _, saved = normalize(x, one, 0 * one, 1e-5, moments(x, (2, 3), FLOAT32), FLOAT32)
     assert np.isfinite(normalize_vjp(saved, one, Bounded.exact(dy), FLOAT32).bound).all()
     assert np.isinf(normalize_vjp(saved, one, Bounded.exact(2 * dy), FLOAT32).bound).all()
+
+
+def test_up_sampling_to_the_same_size_claims_nothing_beside_what_is_not_finite() -> None:
+    """A product with a weight of 0 may be NaN there; other planes and all values are as they were."""
+    finite = Bounded(np.arange(48.0).reshape(2, 2, 3, 4), np.full((2, 2, 3, 4), 0.5))
+    assert passed_on(finite) is finite
+    for number, where in ((np.nan, "value"), (-np.inf, "value"), (np.inf, "bound")):
+        parts = {"value": finite.value.copy(), "bound": finite.bound.copy()}
+        parts[where][1, 0, 2, 1] = number
+        found = passed_on(Bounded(**parts))
+        np.testing.assert_array_equal(found.value, parts["value"])
+        assert np.isinf(found.bound[1, 0]).all()
+        assert (found.bound[[0, 0, 1], [0, 1, 1]] == 0.5).all()
