@@ -131,3 +131,12 @@ def test_the_convolution_right_before(arguments: dict[str, Any], behind: list[st
     both = (*steps.residual, *steps.shortcut)
     assert [s.behind for s in both if isinstance(s, NormStep)] == behind
     assert {s.name for s in both if isinstance(s, ConvStep) and s.folds} == {name for name in behind if name}
+
+
+def test_only_what_may_be_folded_has_room_for_it() -> None:
+    x = Bounded.exact(np.random.default_rng(0).standard_normal((1, N, 2, 2)))
+    w, one, none = np.ones((1, N, 1, 1)), (1, 1), (0, 0)
+    plain = convolve(x, w, None, one, none, FLOAT32)
+    apart, folded = (convolve(x, w, None, one, none, FLOAT32, folded=folded) for folded in (False, True))
+    np.testing.assert_array_equal(plain.bound, apart.bound)
+    assert (plain.bound < folded.bound).all()
