@@ -270,7 +270,9 @@ def parser() -> argparse.ArgumentParser:
         help="write the skeleton of a port",
         description="Write the skeleton of a port, which answers `hello` and says of the rest that it is not written.",
     )
-    start.add_argument("language", choices=("python", "c", "js", "rust"), metavar="LANG", help="python, c, js or rust")
+    start.add_argument(
+        "language", choices=("python", "c", "js", "rust"), metavar="LANG", help="python, c (C++ too), js, rust"
+    )
     start.add_argument("folder", type=Path, metavar="DIR", help="where to write it; made if it is not there")
     table = commands.add_parser(
         "matrix",

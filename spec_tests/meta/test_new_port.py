@@ -37,6 +37,16 @@ def test_a_skeleton_builds_and_is_led_to_its_first_clause(language: str, tmp_pat
     assert "the first broken clause is 1.1" in ended.out
 
 
+def test_the_skeleton_in_c_is_one_in_c_plus_plus(tmp_path: Path) -> None:
+    compiler = shutil.which("c++")
+    if compiler is None:
+        pytest.skip("there is no c++")
+    assert mdnc_spec("new-port", "c", "port", cwd=tmp_path).status == 0
+    command = [compiler, "-x", "c++", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", "port/port.c"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / "port.py").write_text("mine", encoding="utf-8")
     ended = mdnc_spec("new-port", "python", str(tmp_path), cwd=tmp_path)

@@ -1,4 +1,4 @@
-/* A port of BlockBottleneck2d: what is not written yet says so.
+/* A port of BlockBottleneck2d: what is not written yet says so. It is C++ too.
 
        cc -O2 -std=c11 -Wall -Wextra -o port port.c -lm
        mdnc-spec run --subject cmd:./port --until-first-failure
@@ -25,12 +25,12 @@ static int read_request(void) {
     if (first == EOF) return 0;
     ungetc(first, stdin);
     read_all(&length, sizeof length);
-    header = realloc(header, length + 1);
+    header = (char *)realloc(header, length + 1);
     read_all(header, length);
     header[length] = 0;
     const char *bytes = strstr(header, "\"bytes\":\"");
     size_t size = bytes ? strtoull(bytes + 9, NULL, 10) : 0;
-    body = realloc(body, size + 1);
+    body = (unsigned char *)realloc(body, size + 1);
     read_all(body, size);
     return 1;
 }
