@@ -216,9 +216,9 @@ def inspect(
     raise NonConformance(clause, what, got, allowed, example, tensor)
 
 
-def grade(numeric: Numeric, y: Array) -> None:
-    """Record whether an output is within the strict bounds too; that decides nothing."""
-    verdict = judge(y, numeric.expected(arith=FLOAT32_STRICT).y)
+def grade(numeric: Numeric, x: Array, y: Array) -> None:
+    """Record whether the output for x is within the strict bounds too; that decides nothing."""
+    verdict = judge(y, numeric.expected(x=x, arith=FLOAT32_STRICT).y)
     if not verdict.vacuous:
         compare.STRICT[0] += verdict.ok
         compare.STRICT[1] += 1

@@ -14,7 +14,7 @@ import pytest
 
 from spec_tests.clauses import all_clauses
 from spec_tests.faults import port, port_patches
-from spec_tests.meta.processes import ROOT, Ended, environment, python
+from spec_tests.meta.processes import ROOT, Ended, environment, python, run_arguments
 from spec_tests.oracle import Rules, alternatives
 
 torch = pytest.importorskip("torch")
@@ -173,3 +173,14 @@ def test_readme_counts_the_catalogue() -> None:
     assert told in (ROOT / "README.md").read_text(encoding="utf-8"), (
         "nox -s faults -- --baselines prints README.md's table anew"
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("block", "grade"), [("one_pass_variance", "lenient"), ("hand_written_upsampling", "strict")])
+def test_the_grade_tells_a_variance_of_one_pass(block: str, grade: str, tmp_path: Path) -> None:
+    """Both conform; on inputs far from 0, a variance of one pass is outside of the strict bounds."""
+    subject = f"py:spec_tests.faults.blocks:{block}"
+    arguments = run_arguments(subject, "--clause", "4.1", "--no-diagnosis", profile="default")
+    ended = python("-m", "spec_tests", *arguments, cwd=tmp_path)
+    assert ended.status == 0, ended.out + ended.err
+    assert f"grade: {grade} (" in ended.out
