@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from spec_tests.clauses import all_clauses, sort_key
+from spec_tests.clauses import NUMERIC, all_clauses, sort_key
 
 CONFORMS, BROKEN, PARTIAL, NOT_JUDGED, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -151,7 +151,12 @@ class Verdict:
         return [clause for clause, status in self.clause_status().items() if status == "unsupported"]
 
     def strict(self) -> tuple[int, int]:
-        """How many of the examples of the strict grade were within its bounds, and how many there were."""
+        """How many examples of the strict grade were within its bounds, and how many there were.
+
+        Wrong numbers have no grade: (0, 0).
+        """
+        if any(all_clauses()[clause].chapter in NUMERIC for clause in self.broken()):
+            return 0, 0
         return sum(o.strict[0] for o in self.outcomes), sum(o.strict[1] for o in self.outcomes)
 
     def clauses_named(self) -> set[str]:

@@ -45,6 +45,8 @@ def test_one_of_a_thing_is_no_plural() -> None:
     assert re.search(r"clauses hold, 22 not selected +1 check$", text, re.MULTILINE)
     assert "1 of 2 numeric examples were vacuous" in text
     assert "(1 of 1 graded example is within the strict bounds)" in text
+    assert "grade" not in shown(verdict(one, failed("5.1", numbers=True))), "of wrong numbers"
+    assert "grade" in shown(verdict(one, failed("1.1")))
     assert text.rstrip().endswith("conforms: 1 clause holds, 1 check")
     assert summary(replace(alone, interrupted=True)) == "interrupted: 1 test had ended, 0 clauses are broken so far"
     report = Report(alone, "py:a:B", "smoke", summary=summary(alone))
