@@ -219,9 +219,10 @@ def slopes(a: Tensor, how: str) -> Tensor:
     return changed[how] if how in changed else 0 * a + float(how)
 
 
-def prelu(act: Any, x: Tensor, *, slope: str = "channel", side: str = "negative", mean: bool = False) -> Tensor:
-    """PReLU of torch; with `mean` the gradient of the slopes is divided by the number of samples."""
-    a = scaled_gradient(act.weight, 1 / len(x)) if mean else act.weight
+def prelu(act: Any, x: Tensor, *, slope: str = "channel", side: str = "negative", mean: str = "") -> Tensor:
+    """PReLU of torch; with `mean` the gradient of the slopes is one over ``"samples"``, or ``"all"`` places too."""
+    count = {"": 1, "samples": len(x), "all": x.numel() // x.shape[1]}[mean]
+    a = scaled_gradient(act.weight, 1 / count) if mean else act.weight
     y = slopes(a, slope)[:, None, None] * x
     if side == "maximum":
         return torch.maximum(x, y)

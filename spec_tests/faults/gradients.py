@@ -131,7 +131,16 @@ FAULTS = (
         "5.5 5.2",
         "gradients",
         rules=("slope_gradient", "batch_mean"),
-        patch=lambda block: instead(layers(block, nn.PReLU), engines.prelu, mean=True),
+        patch=lambda block: instead(layers(block, nn.PReLU), engines.prelu, mean="samples"),
+    ),
+    fault(
+        "slope_gradient_mean",
+        "the gradient of a slope is divided by the number of samples and places",
+        "mean() over all but the channels, in a backward pass written by hand",
+        "5.5 5.2",
+        "gradients",
+        rules=("slope_gradient", "mean"),
+        patch=lambda block: instead(layers(block, nn.PReLU), engines.prelu, mean="all"),
     ),
     fault(
         "parameter_gradients_averaged",

@@ -238,6 +238,7 @@ PATCHES: dict[str, list[Change]] = {
     "mean_detached": [(_P, "dy - np.add.reduce(dy, axes, keepdims=True) / n - hat", "dy - hat")],
     "variance_detached": [(_P, " / n - hat * slope", " / n")],
     "slope_gradient_averaged": [(_P, _SLOPE_GRADIENT, f"{_SLOPE_GRADIENT} / len(x)")],
+    "slope_gradient_mean": [(_P, _SLOPE_GRADIENT, f"{_SLOPE_GRADIENT} / (x.size // x.shape[1])")],
     "parameter_gradients_averaged": [
         (
             _P,

@@ -105,7 +105,7 @@ def test_a_lost_kill_fails(tmp_path: Path) -> None:
     chosen = ("-k", "slope_gradient", "--no-controls")
     first = tool(tmp_path, *chosen, "--update")
     assert first.status == 0, first.out + first.err
-    assert "2 of 2 kills" in first.out
+    assert "3 of 3 kills" in first.out
     again = tool(tmp_path, *chosen)
     assert again.status == 0, again.out
     assert "2 of 2 results are known" in again.out

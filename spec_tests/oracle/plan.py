@@ -136,7 +136,7 @@ def _activation(layer: Layer, config: BlockConfig, rules: Rules) -> list[Step]:
         return [FixedActStep(layer.name, rules.relu)]
     if config.activator == "relu":
         return [ActStep(layer.name, False)]
-    return [ActStep(layer.name, True, rules.slope, rules.slope_side, rules.slope_gradient == "batch_mean")]
+    return [ActStep(layer.name, True, rules.slope, rules.slope_side, rules.slope_gradient)]
 
 
 def _convolution(layer: Layer, config: BlockConfig, rules: Rules) -> list[Step]:

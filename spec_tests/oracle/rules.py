@@ -261,7 +261,10 @@ class Rules:
         {"detached": "stop_gradient on both", "mean_detached": "on the mean", "variance_detached": "on the variance"},
     )
     slope_gradient: str = _rule(
-        "sum", "5.5", "how the gradient of a slope is reduced", {"batch_mean": "a mean over samples"}
+        "sum",
+        "5.5",
+        "how the gradient of a slope is reduced",
+        {"batch_mean": "a mean over samples", "mean": "a mean over samples and places"},
     )
     parameter_gradient: str = _rule(
         "sum", "5.2", "how the gradients of all parameters are reduced", {"batch_mean": "a mean over samples"}

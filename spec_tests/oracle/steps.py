@@ -100,13 +100,13 @@ class ConvStep:
 
 @dataclass(frozen=True)
 class ActStep:
-    """A ReLU (`prelu` false) or PReLU; `slope` and `side` are the rules of that name."""
+    """A ReLU (`prelu` false) or PReLU; `slope`, `side` and `gradient` are rules for the slopes."""
 
     name: str
     prelu: bool
     slope: str = "channel"
     side: str = "negative"
-    batch_mean: bool = False
+    gradient: str = "sum"
     kind: ClassVar[str] = "act"
 
     def forward(self, x: Bounded, run: Run) -> tuple[Bounded, Any]:
@@ -125,8 +125,9 @@ class ActStep:
             da = activation.slope_vjp(saved, dy, run.arith)
         else:
             dx, da = alternatives.activate_vjp(saved, dy, run.arith)
-        if self.batch_mean:
-            da = Bounded(da.value / len(dy.value), da.bound / len(dy.value))
+        if self.gradient != "sum":
+            count = len(dy.value) if self.gradient == "batch_mean" else dy.value.size // dy.shape[1]
+            da = Bounded(da.value / count, da.bound / count)
         run.add_gradient(f"{self.name}.weight", da)
         return dx
 
