@@ -108,7 +108,7 @@ def test_a_lost_kill_fails(tmp_path: Path) -> None:
     assert "3 of 3 kills" in first.out
     again = tool(tmp_path, *chosen)
     assert again.status == 0, again.out
-    assert "2 of 2 results are known" in again.out
+    assert "3 of 3 results are known" in again.out
 
     state = tmp_path / "state.jsonl"
     lines = [json.loads(line) for line in state.read_text(encoding="utf-8").splitlines()]
@@ -118,7 +118,7 @@ def test_a_lost_kill_fails(tmp_path: Path) -> None:
     state.write_text(json.dumps(lines[0]) + "\n" + json.dumps(lines[1])[:50], encoding="utf-8")
     after = tool(tmp_path, *chosen)
     assert after.status == 1
-    assert "1 of 2 results are known" in after.out
+    assert "1 of 3 results are known" in after.out
     assert f"SURVIVED {name}" in after.out
     assert f"LOST {name}: 5.5 killed it" in after.out
 
