@@ -111,19 +111,17 @@ class Diagnosis:
 
     def _explained(self, total: str) -> Iterator[str]:
         """What explains all `total` tensors, and the best of what does not."""
-        first = self.explanations[0]
+        first, it = self.explanations[0], "It"
         if self.forward:
+            it = "Without them, it"
             total = counted(self.total, "output or statistic", "outputs and statistics")
             yield "Its gradients fit no rule that explains the rest, as if the backward pass had been written apart."
         if self.certain:
             rule = "this rule" if len(first.changes) == 1 else "these two rules"
-            yield f"{'Without them, it' if self.forward else 'It'} behaves exactly like {first.sentence()}."
+            yield f"{it} behaves exactly like {first.sentence()}."
         else:
             rule = "each of them"
-            yield (
-                f"{'Without them, it' if self.forward else 'It'} behaves exactly like one of these, which the examples "
-                "do not tell apart:"
-            )
+            yield f"{it} behaves exactly like one of these, which the examples do not tell apart:"
             yield from (f"- {explanation.sentence()}" for explanation in self.explanations)
         outside = f"{self.wrong:,} {'lies' if self.wrong == 1 else 'lie'} outside those of the specification"
         yield f"Every one of {total} lies within its bounds under {rule}; {outside}."

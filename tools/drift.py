@@ -20,7 +20,7 @@ import difflib
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,7 +168,6 @@ class Moved:
     texts: Sequence[Texts]
     numbers: Sequence[Numbers]
     speed: Sequence[str]
-    builds: str = ""
 
     @property
     def beyond(self) -> int:
@@ -219,7 +218,10 @@ def compare(old: Record, new: Record) -> Moved:
     expected = {f"{v.id}/{name}": bounded for v in vectors() for name, bounded in v.expected.items()}
     of_kind = {k: [n for n in expected if n.partition("/")[2].partition(".")[0] == k] for k in KINDS}
     return Moved(
-        [f"{name} {old.versions.get(name, '-')} → {new.versions.get(name, '-')}" for name in packages],
+        [
+            *(f"{name} {old.versions.get(name, '-')} → {new.versions.get(name, '-')}" for name in packages),
+            *_builds(old, new),
+        ],
         [
             _texts("tables", old.tables, new.tables),
             _texts("entries of the state (names, shapes, types)", before, after),
@@ -230,21 +232,19 @@ def compare(old: Record, new: Record) -> Moved:
             for what, seconds in new.seconds.items()
             if what in old.seconds
         ],
-        _builds(old, new),
     )
 
 
-def _builds(old: Record, new: Record) -> str:
-    """The builds of torch, such as cpu and cu130, if they are two."""
-    found = [record.versions.get("torch", "").partition("+")[2] for record in (old, new)]
-    return f"{found[0] or 'the plain one'} and {found[1] or 'the plain one'}" if found[0] != found[1] else ""
+def _builds(old: Record, new: Record) -> Iterator[str]:
+    """That the builds of torch, such as cpu and cu130, are two, if they are."""
+    one, two = (record.versions.get("torch", "").partition("+")[2] or "the plain one" for record in (old, new))
+    if one != two:
+        yield f"torch is of two builds, {one} and {two}, to which what moves may be due"
 
 
 def show(moved: Moved, console: Console) -> None:
     """Print what moved."""
     console.print("; ".join(moved.versions))
-    if moved.builds:
-        console.print(f"torch is of two builds, {moved.builds}: what moves may be due to that")
     for texts in moved.texts:
         console.print(texts.line)
         for line in texts.diff:

@@ -272,7 +272,7 @@ def test_nan_through_zero_weights(subject: Subject, thin: Thin, scaler: str) -> 
 
 @pytest.mark.clause("4.22")
 def test_nan_where_up_sampling_changes_no_size(subject: Subject, thin: Thin) -> None:
-    """Other samples and channels are free of it; whether its neighbours are is up to the implementation."""
+    """Other samples are free of it; whether its neighbours are is up to the implementation."""
     for seed, names in thin(enumerate(named_values(scaler="up", normalizer="null"))):
         config = BlockConfig.of(2, 3, kernel_size=1, padding=0, **names)
         numeric = Numeric(config, (2, 2, 4, 5), seed=seed, training=subject.modes[0])

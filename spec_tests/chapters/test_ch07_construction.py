@@ -108,7 +108,7 @@ def judge_distribution(name: str, drawn: Array, limit: float, rounding: float, e
     uniform = (np.clip(scaled, -1, 1) + 1) / 2
     distance = float(max(np.max(np.arange(1, n + 1) / n - uniform), np.max(uniform - np.arange(n) / n)))
     # Dvoretzky, Kiefer, Wolfowitz (Massart's constant), for a false alarm once in 10^12 tensors.
-    allowed = math.sqrt(math.log(2e12) / (2 * n)) + rounding
+    allowed = math.sqrt(math.log(2e12) / (2 * n)) + rounding / 2
     what = f"distance of the distribution of {name} from the uniform one"
     holds("7.7", what, distance <= allowed, distance, f"at most {allowed}", example)
     # The largest of n is below 1 - 28/n about as rarely.

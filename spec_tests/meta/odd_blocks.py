@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mdnc.modules.resnet import BlockBottleneck2d as Block
+from spec_tests.faults.entry import given_by_name
 
 
 def _gives(change: Callable[[Tensor], Any]) -> type[Block]:
@@ -169,6 +170,17 @@ class WritesIntoDy(Block):
         if y.requires_grad:
             y.register_hook(lambda dy: dy if 0 in dy.stride() else dy.mul_(2).div(2))  # type: ignore[no-untyped-call]
         return y
+
+
+class OtherOrder(Block):
+    """Takes the one order of layers for the other."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        given = given_by_name(arguments, named)
+        order = given.get("layer_order", "new")
+        if isinstance(order, str) and order in {"new", "old"}:
+            given["layer_order"] = "old" if order == "new" else "new"
+        super().__init__(**given)
 
 
 class AddsFromTheCpu(Block):

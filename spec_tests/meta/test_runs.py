@@ -393,3 +393,13 @@ def test_signals(number: signal.Signals, workers: str, tmp_path: Path) -> None:
     finally:
         for leftover in alive(mark):
             os.kill(leftover, signal.SIGKILL)
+
+
+def test_a_wrong_order_of_layers_is_one_cause(tmp_path: Path) -> None:
+    """Whatever chapter 1 finds in the state of such a block, in the words that it has today, is no cause of its own."""
+    chapters = [word for chapter in "127" for word in ("--clause", chapter)]
+    subject = "py:spec_tests.meta.odd_blocks:OtherOrder"
+    ended = mdnc_spec(*run_arguments(subject, *chapters, "--no-diagnosis"), cwd=tmp_path)
+    assert ended.status == 1, ended.out + ended.err
+    assert {"1.1", "1.8", "1.13", "1.19"} <= set(ended.out.splitlines()[-1].partition("broken ")[2].split(", "))
+    assert list(ended.failures()) == ["2.2"]
