@@ -28,6 +28,8 @@ SECONDS = 10.0
 CLOSELY, PAIRED = 12, 10
 MORE_EXAMPLES = 48
 FEWEST = 8
+# How many wrong examples are asked for once more, each in a process of its own.
+ASKED_AGAIN = 3
 # Characters of an error that are told: torch lists every entry that a state lacks.
 LONGEST = 300
 
@@ -235,7 +237,22 @@ def diagnose_designator(designator: str, timeouts: str, seconds: float, device: 
         subject.close()
 
 
+def _asked_again(subject: Subject, evidence: Evidence, failing: Sequence[int]) -> Iterator[str]:
+    """Whether wrong examples are right when nothing was asked before them."""
+    numerics, fresh = [evidence.observations[i].numeric for i in _spread(failing, ASKED_AGAIN)], False
+    again = Evidence([], evidence.gradients, evidence.arith)
+    for numeric in numerics:
+        fresh = subject.restart()
+        again.observations.append(observe(subject, numeric))
+    wrong = {*again.failing(), *(i for i, seen in enumerate(again.observations) if seen.error)}
+    if right := len(numerics) - len(wrong):
+        came = f"{right} of {counted(len(numerics), 'wrong example')} came right when asked again"
+        where = "in a fresh process" if fresh else "of a new block"
+        yield f"{came}, {where}: answers depend on earlier calls, or on chance."
+
+
 def _where(subject: Subject, evidence: Evidence, failing: Sequence[int]) -> Iterator[str]:
+    yield from _asked_again(subject, evidence, failing)
     observations = evidence.observations
     numerics = [observation.numeric for observation in observations]
     yield from isolation.shared([numerics[i] for i in failing], [n for i, n in enumerate(numerics) if i not in failing])

@@ -6,7 +6,7 @@ import itertools
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -195,6 +195,42 @@ def test_nan_that_passes_zero_weights_blames_no_shortcut() -> None:
     found = diagnose(subject, SECONDS, first=8)
     assert found.where
     assert "shortcut" not in "\n".join(found.where)
+
+
+class Remembers(Odd):
+    """Its first answer is kept, and wrong for all that is asked later."""
+
+    first: ClassVar[list[float]] = []
+
+    def forward(self, x: Array, training: bool | None = None) -> Array:
+        y = RuleBlock.forward(self, x, training)
+        self.first.append(float(y.flat[0]))
+        return y + np.float32(self.first[0])
+
+
+class RememberingSubject(OddSubject):
+    block = Remembers
+
+    def __init__(self, *, ends: bool) -> None:
+        super().__init__(SPEC)
+        self.ends = ends
+        Remembers.first.clear()
+
+    def restart(self) -> bool:
+        if self.ends:
+            Remembers.first[:] = [0.0]
+        return self.ends
+
+
+def test_what_depends_on_earlier_calls_is_told() -> None:
+    """Three wrong examples are asked for again, of a process that was asked nothing before."""
+    sentence = "3 of 3 wrong examples came right when asked again, in a fresh process: answers depend on earlier calls"
+    found = diagnose(RememberingSubject(ends=True), SECONDS, first=16)
+    assert f"{sentence}, or on chance." in found.where
+    for subject in (RememberingSubject(ends=False), OddSubject(SPEC)):
+        found = diagnose(subject, SECONDS, first=16)
+        assert found.wrong
+        assert not any("asked again" in line for line in found.where)
 
 
 class Crashing(RuleBlock):

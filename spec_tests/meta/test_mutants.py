@@ -66,6 +66,14 @@ def test_results_are_judged(tool: Any, tmp_path: Path, capsys: pytest.CaptureFix
     assert "has an exit code that is not known: -11" in problem
 
 
+def test_a_name_that_would_not_be_found_is_told(tool: Any, tmp_path: Path) -> None:
+    (tmp_path / "mutants").mkdir()
+    names = {"test_a.py::test_b[x='\\\\n']": 0.1, "test_a.py::test_b[y]": 0.1}
+    (tmp_path / "mutants" / "mutmut-stats.json").write_text(json.dumps({"duration_by_test": names}), encoding="utf-8")
+    [problem] = tool.unstable(tmp_path)
+    assert problem.startswith("test_a.py::test_b[x=")
+
+
 def test_what_was_decided_outlives_an_interruption(tool: Any, tmp_path: Path) -> None:
     """What ran in a process of its own counts until a file that tests see is another one."""
     meta(tmp_path, {"m.x_f__mutmut_1": 0, "m.x_f__mutmut_2": 33, "m.x_f__mutmut_3": 0, "m.x_f__mutmut_4": 1})

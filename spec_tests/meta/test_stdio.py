@@ -357,3 +357,13 @@ def test_a_name_is_a_parameter_or_a_buffer() -> None:
     entry = "F32 [2]"
     with pytest.raises(WireError, match=r"'conv1\.0\.weight' twice, as a parameter and as a buffer"):
         _described((("param.conv1.0.weight", entry), ("buffer.conv1.0.weight", entry)))
+
+
+def test_a_restarted_port_remembers_nothing(load: Loader) -> None:
+    subject = load("keeps-state")
+    first = CASE.built(subject).forward(CASE.x(), training=True)
+    CASE.built(subject).forward(CASE.x() * 3, training=True)
+    assert subject.restart()
+    starts = subject.starts
+    assert np.array_equal(CASE.built(subject).forward(CASE.x(), training=True), first)
+    assert subject.starts == starts + 1

@@ -311,6 +311,10 @@ class Subject(ABC):
     def begin_test(self) -> None:  # noqa: B027 -- most subjects have nothing to do
         """The plugin calls this before each test."""
 
+    def restart(self) -> bool:
+        """Forget all earlier calls, as a new process does; False if that cannot be had."""
+        return False
+
     def conduct(self) -> Conduct:
         """Try what no call of a block leads to."""
         return Conduct([], [])

@@ -130,6 +130,11 @@ class StdioSubject(Subject):
     def spelled(self, value: Any) -> str:
         return value if isinstance(value, str) else wire.text(value)
 
+    def restart(self) -> bool:
+        self._forget()
+        self.begin_test()
+        return True
+
     def conduct(self) -> Conduct:
         from spec_tests.subjects.conduct import conduct
 
