@@ -205,7 +205,7 @@ class Remembers(Odd):
     def forward(self, x: Array, training: bool | None = None) -> Array:
         y = RuleBlock.forward(self, x, training)
         self.first.append(float(y.flat[0]))
-        return y + np.float32(self.first[0])
+        return np.asarray(y + np.float32(self.first[0]))
 
 
 class RememberingSubject(OddSubject):
