@@ -33,6 +33,15 @@ def broken(check: Any, *arguments: Any) -> NonConformance:
     return caught.value
 
 
+def test_a_test_begins_with_no_records() -> None:
+    compare.REACHED["3.6"] = compare.VACUOUS["3.6"] = 1
+    compare.RATIO["3.6"] = 0.5
+    compare.STRICT[:] = [3, 4]
+    compare.start()
+    assert not [*compare.REACHED, *compare.VACUOUS, *compare.RATIO]
+    assert compare.STRICT == [0, 0]
+
+
 def test_holds() -> None:
     holds("3.6", "a thing", True, "got", "expected", EXAMPLE)
     assert compare.REACHED == {"3.6": 1}

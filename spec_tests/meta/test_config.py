@@ -61,6 +61,17 @@ def test_bad_arguments_are_refused(bad: BadArgument) -> None:
     assert f"`{bad.argument}`" in str(caught.value)
 
 
+def test_a_refused_name_comes_with_those_that_are_allowed() -> None:
+    with pytest.raises(ValueError, match=r"^`scaler` \(='none'\) must be one of down, up$"):
+        BlockConfig(1, 1, scaler="none")
+
+
+def test_planes_of_numpy_become_integers() -> None:
+    config = BlockConfig(np.int64(2), np.int16(3))
+    assert [type(planes) for planes in (config.in_planes, config.out_planes)] == [int, int]
+    assert (config.in_planes, config.out_planes) == (2, 3)
+
+
 @pytest.mark.parametrize(
     ("value", "wrong"),
     [((1, True), [True]), ((2.0, 1), [2.0]), ([1, -1], [-1]), ((-1, 1), [-1]), ((1, 2, 3), []), ((), []), (0, [])],
