@@ -117,10 +117,18 @@ def bad_arguments() -> Iterator[BadArgument]:
             yield BadArgument(argument, value, "value")
 
 
-def large(scaler: str) -> Iterator[tuple[BlockConfig, tuple[int, int, int, int]]]:
+# Sums of so many terms, and planes of so many elements, that bounds of float32 say little behind a norm.
+WIDE: list[tuple[dict[str, Any], tuple[int, int, int]]] = [
+    ({"in_planes": 64, "out_planes": 64}, (1, 8, 8)),
+    ({"in_planes": 16, "out_planes": 32}, (16, 8, 16)),
+    ({"in_planes": 1, "out_planes": 1}, (1, 257, 256)),
+]
+
+
+def large(scaler: str, wide: bool = False) -> Iterator[tuple[BlockConfig, tuple[int, int, int, int]]]:
     """Blocks and inputs beyond the sizes that are drawn: batches, channels, kernels, strides, lengths.
 
-    Every normalizer comes with each, and the other names change from one to the next.
+    Every normalizer comes with each, and the other names change from one to the next. With `wide`, those of `WIDE`.
     """
     sizes: list[tuple[dict[str, Any], tuple[int, int, int]]] = [
         ({"in_planes": 3, "out_planes": 4}, (18, 5, 6)),
@@ -133,11 +141,21 @@ def large(scaler: str) -> Iterator[tuple[BlockConfig, tuple[int, int, int, int]]
         ({"in_planes": 1, "out_planes": 2, "stride": (2, 1)}, (1, 301, 2)),
         ({"in_planes": 1, "out_planes": 2, "stride": (1, 2)}, (1, 2, 301)),
         ({"in_planes": 1, "out_planes": 1}, (1, 70, 71)),
-        ({"in_planes": 2, "out_planes": 3}, (65, 2, 2)),
+        ({"in_planes": 1, "out_planes": 1}, (1, 80, 96)),
+        ({"in_planes": 2, "out_planes": 3}, (130, 2, 2)),
+        ({"in_planes": 3, "out_planes": 4}, (8, 3, 4)),
+        # What is a multiple of what registers, tiles and memory lines hold.
+        ({"in_planes": 16, "out_planes": 64, "kernel_size": 1, "padding": 0}, (2, 8, 8)),
+        ({"in_planes": 2, "out_planes": 256, "kernel_size": 1, "padding": 0}, (1, 2, 3)),
         ({"in_planes": 130, "out_planes": 129, "kernel_size": 1, "padding": 0}, (1, 1, 2)),
         ({"in_planes": 2, "out_planes": 2, "kernel_size": 11, "padding": 5, "stride": 7}, (1, 9, 10)),
+        ({"in_planes": 2, "out_planes": 2, "kernel_size": 15, "padding": 7, "stride": 8}, (1, 9, 17)),
+        ({"in_planes": 2, "out_planes": 3, "kernel_size": 7, "padding": 3, "stride": 6}, (2, 13, 14)),
+        ({"in_planes": 2, "out_planes": 3, "output_size": (32, 3)}, (2, 3, 3)),
+        ({"in_planes": 2, "out_planes": 3, "output_size": (4, 5)}, (2, 1, 1)),
+        ({"in_planes": 2, "out_planes": 3, "output_size": 1}, (2, 9, 10)),
     ]
-    for number, (arguments, (batch, height, width)) in enumerate(sizes):
+    for number, (arguments, (batch, height, width)) in enumerate(WIDE if wide else sizes):
         for place, normalizer in enumerate(NAMED_VALUES["normalizer"]):
             names = {
                 name: NAMED_VALUES[name][(number + place) % len(NAMED_VALUES[name])]

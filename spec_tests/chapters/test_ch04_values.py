@@ -10,13 +10,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from spec_tests.compare import Thin, focused, holds, shaped
+from spec_tests.compare import Example, Thin, focused, holds, shaped
 from spec_tests.config import NAMED_VALUES, BlockConfig
 from spec_tests.enumeration import DOCUMENTED, enumerated, large, named_values
 from spec_tests.laws import VALUE_LAWS, Edit, Law, flat, only_conv1, only_shortcut, unchanged, wide, zero_weights
 from spec_tests.marks import by_documented, by_law, by_norm, by_normalizing, by_scaler
 from spec_tests.numeric import Numeric, count, grade, law_examples, named, numerics, rotation, within
-from spec_tests.subjects.base import Subject
+from spec_tests.oracle import Bounded, Forward
+from spec_tests.subjects.base import Array, Subject
 from spec_tests.vectors import Vector, vectors
 
 
@@ -28,6 +29,14 @@ def judge(subject: Subject, clause: str, numeric: Numeric, edit: Edit = unchange
     run = numeric.expected(state)
     y = numeric.built(subject, state).forward(numeric.x(), numeric.training)
     within(clause, "the output", y, run.y, numeric.example(edit=edit), run)
+
+
+def differentiated(subject: Subject, numeric: Numeric, x: Array) -> tuple[Array, Bounded, Example, Forward]:
+    """The output for `x` of a call that is differentiated, and what it is judged by."""
+    run, y = numeric.expected(x=x), numeric.built(subject).backward(x, numeric.dy(), numeric.training).y
+    if y is None:
+        raise TypeError(f"{subject.designator} declares the feature output, and gives none")
+    return y, run.y, numeric.example(backward=True), run
 
 
 @pytest.mark.clause("4.1")
@@ -55,9 +64,23 @@ def test_every_kind_of_shortcut(subject: Subject, thin: Thin, normalizer: str) -
 @by_scaler
 def test_large_sizes(subject: Subject, thin: Thin, scaler: str) -> None:
     """What a fixed buffer, a vector register or a table of cases may not hold."""
-    for seed, (config, shape) in thin(enumerate(large(scaler))):
+    cases = [(case, "float32") for wide in (False, True) for case in large(scaler, wide)]
+    # float64 tells where float32 says little.
+    cases += [(case, "float64") for case in large(scaler, True) if "float64" in subject.features]
+    for seed, ((config, shape), dtype) in thin(enumerate(cases)):
         for training in subject.modes:
-            judge(subject, "4.1", Numeric(config, shape, seed=seed, training=training))
+            judge(subject, "4.1", Numeric(config, shape, seed=seed, training=training, dtype=dtype))
+
+
+@pytest.mark.clause("4.1")
+@by_norm
+def test_usual_geometries(subject: Subject, thin: Thin, normalizer: str) -> None:
+    """Kernels and strides for which libraries have a path of their own, beside 3 and 1 with 1 and 2."""
+    geometries = ((4, 2, 1), (2, 2, 0), (5, 2, 2), (7, 2, 3), (3, 3, 1))
+    for seed, (names, training) in thin(enumerate(product(named_values(normalizer=normalizer), subject.modes))):
+        for kernel, stride, padding in geometries[:2] if subject.compiles else geometries:
+            config = BlockConfig.of(3, 4, kernel_size=kernel, stride=stride, padding=padding, **names)
+            judge(subject, "4.1", Numeric(config, (2, 3, 6, 8), seed=seed, training=training))
 
 
 @pytest.mark.clause("4.1")
@@ -67,11 +90,10 @@ def test_calls_that_are_differentiated(subject: Subject, thin: Thin, scaler: str
     """The output is the same where a backward pass is to follow."""
     for seed, names in thin(enumerate(named_values(scaler=scaler))):
         for training in subject.modes:
-            numeric = Numeric(BlockConfig.of(2, 3, **names, stride=2), (2, 2, 4, 5), seed=seed, training=training)
-            run, y = numeric.expected(), numeric.built(subject).backward(numeric.x(), numeric.dy(), training).y
-            if y is None:
-                raise TypeError(f"{subject.designator} declares the feature output, and gives none")
-            within("4.1", "the output", y, run.y, numeric.example(backward=True), run)
+            for planes, stride in ((3, 2), (2, 1)):
+                config = BlockConfig.of(2, planes, **names, stride=stride)
+                numeric = Numeric(config, (2, 2, 4, 5), seed=seed, training=training)
+                within("4.1", "the output", *differentiated(subject, numeric, numeric.x()))
 
 
 @pytest.mark.clause("4.1")

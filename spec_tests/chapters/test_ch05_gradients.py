@@ -108,9 +108,11 @@ def test_law(subject: Subject, law: Law, data: st.DataObject) -> None:
 @by_scaler
 def test_large_sizes(subject: Subject, thin: Thin, scaler: str) -> None:
     """Beyond the sizes that are drawn."""
-    for seed, (config, shape) in thin(enumerate(large(scaler))):
+    cases = [(case, "float32") for case in large(scaler)]
+    cases += [(case, "float64") for case in large(scaler, True) if "float64" in subject.features]
+    for seed, ((config, shape), dtype) in thin(enumerate(cases)):
         for training in subject.modes:
-            judge(subject, ("5.1", "5.2"), Numeric(config, shape, seed=seed, training=training))
+            judge(subject, ("5.1", "5.2"), Numeric(config, shape, seed=seed, training=training, dtype=dtype))
 
 
 @pytest.mark.clause("5.1", "5.2")
