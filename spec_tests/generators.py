@@ -177,6 +177,10 @@ def layouts(x: NDArray[Any]) -> dict[str, NDArray[Any]]:
     framed = np.zeros((*x.shape[:2], x.shape[2] + 2, x.shape[3] + 2), x.dtype)
     framed[:, :, 1:-1, 1:-1] = x
     longer = np.concatenate([np.zeros_like(x[:1]), x])
+    more = np.concatenate([np.zeros_like(x[:, :1]), x, np.zeros_like(x[:, :1])], axis=1)
+    apart = np.zeros((*x.shape, 2), x.dtype)
+    apart[..., 0] = x
+    channels, rows = (np.ascontiguousarray(np.moveaxis(apart, -1, axis)) for axis in (2, 3))
     return {
         "channels last": np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2),
         "height and width swapped": np.ascontiguousarray(x.transpose(0, 1, 3, 2)).transpose(0, 1, 3, 2),
@@ -184,4 +188,14 @@ def layouts(x: NDArray[Any]) -> dict[str, NDArray[Any]]:
         "every other element": wide[..., ::2],
         "the inside of a larger one": framed[:, :, 1:-1, 1:-1],
         "the end of a larger batch": longer[1:],
+        "some of the channels": more[:, 1:-1],
+        "every other channel": channels[:, :, 0],
+        "every other row": rows[:, :, :, 0],
     }
+
+
+def expanded(x: NDArray[Any], *axes: int) -> NDArray[Any]:
+    """The first index of axes of x (N, C, H, W), repeated along them by strides of 0; a batch becomes one of 3."""
+    shape = (3, *x.shape[1:]) if 0 in axes else x.shape
+    strides = [0 if axis in axes else step for axis, step in enumerate(x.strides)]
+    return np.lib.stride_tricks.as_strided(x, shape, strides)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from spec_tests.compare import Example, Thin, focused, holds, shaped
 from spec_tests.config import NAMED_VALUES, BlockConfig
 from spec_tests.enumeration import DOCUMENTED, enumerated, large, named_values
+from spec_tests.generators import layouts
 from spec_tests.laws import VALUE_LAWS, Edit, Law, flat, only_conv1, only_shortcut, unchanged, wide, zero_weights
 from spec_tests.marks import by_documented, by_law, by_norm, by_normalizing, by_scaler
 from spec_tests.numeric import Numeric, count, grade, law_examples, named, numerics, rotation, within
@@ -216,6 +217,15 @@ def test_bfloat16_sums(subject: Subject, thin: Thin) -> None:
         config = BlockConfig.of(6, 5, kernel_size=3, padding=1, stride=stride, **names)
         numeric = Numeric(config, (3, 6, 7, 8), seed=seed, training=False, dtype="bfloat16")
         judge(subject, "4.1", numeric, edit)
+        if "layout" in subject.features:
+            state = edit(config, numeric.state())
+            run, built = numeric.expected(state), numeric.built(subject, state)
+            for layout, x in layouts(numeric.x()).items():
+                code = f"from spec_tests.generators import layouts; x = layouts(case.x())[{layout!r}]"
+                y = built.forward(x, numeric.training)
+                within(
+                    "4.1", f"the output for x laid out as {layout}", y, run.y, numeric.example(edit=edit, x=code), run
+                )
 
 
 @pytest.mark.clause("4.1")
@@ -239,8 +249,10 @@ def test_bfloat16(subject: Subject, data: st.DataObject) -> None:
     """bfloat16, where its bounds say something: behind no norm that takes its statistics from rounded numbers."""
     for scaler in NAMED_VALUES["scaler"]:
         numeric = replace(data.draw(numerics(scaler)), dtype="bfloat16")
-        for normalizer, activator in product(("null", "batch"), NAMED_VALUES["activator"]):
-            judge(subject, "4.1", named(numeric, False, normalizer=normalizer, activator=activator))
+        for activator in NAMED_VALUES["activator"]:
+            judge(subject, "4.1", named(numeric, False, normalizer="batch", activator=activator))
+            for training in subject.modes:
+                judge(subject, "4.1", named(numeric, training, normalizer="null", activator=activator))
 
 
 def judge_nonfinite(

@@ -14,7 +14,7 @@ from spec_tests import oracle
 from spec_tests.compare import Example, NonConformance, Thin, differing, equal, focused, holds, shaped
 from spec_tests.config import NAMED_VALUES, BlockConfig
 from spec_tests.enumeration import enumerated, large, named_values
-from spec_tests.generators import layouts
+from spec_tests.generators import expanded, layouts
 from spec_tests.laws import GRADIENT_LAWS, Edit, Law, flat, unchanged, wide
 from spec_tests.marks import by_law, by_norm, by_scaler
 from spec_tests.numeric import (
@@ -119,17 +119,16 @@ def test_large_sizes(subject: Subject, thin: Thin, scaler: str) -> None:
 @pytest.mark.needs("layout")
 @by_scaler
 def test_expanded_gradients(subject: Subject, thin: Thin, scaler: str) -> None:
-    """What a sum sends back to the output is one number, repeated by strides of 0; and other orders of memory."""
+    """What sums send back to the output is repeated by strides of 0; and other orders of memory."""
     for seed, names in thin(enumerate(named_values(scaler=scaler))):
-        numeric = Numeric(BlockConfig.of(2, 3, **names), (2, 2, 4, 5), seed=seed, training=subject.modes[0])
-        run, dy = (
-            numeric.expected(),
-            np.lib.stride_tricks.as_strided(np.ones(1, np.float32), numeric.dy().shape, [0] * 4),
-        )
-        got = numeric.built(subject).backward(numeric.x(), dy, numeric.training)
-        ones = "dy = np.lib.stride_tricks.as_strided(np.ones(1, np.float32), case.dy().shape, [0] * 4)"
-        call = "gradients = block.backward(case.x(), dy, case.training)"
-        compare(("5.1", "5.2"), got, vjp(run, dy), numeric.script(["import numpy as np", ones, call]), run)
+        numeric = Numeric(BlockConfig.of(2, 3, **names), (3, 2, 4, 5), seed=seed, training=subject.modes[0])
+        run, call = numeric.expected(), "gradients = block.backward(case.x(), dy, case.training)"
+        # That of the sum of all, and of the sums of the channels.
+        for axes in ((0, 1, 2, 3), (2, 3)):
+            dy = expanded(numeric.dy(), *axes)
+            got = numeric.built(subject).backward(numeric.x(), dy, numeric.training)
+            lines = [f"from spec_tests.generators import expanded; dy = expanded(case.dy(), *{axes})", call]
+            compare(("5.1", "5.2"), got, vjp(run, dy), numeric.script(lines), run)
         due = vjp(run, numeric.dy())
         for layout, view in layouts(numeric.dy()).items():
             got = numeric.built(subject).backward(numeric.x(), view, numeric.training)

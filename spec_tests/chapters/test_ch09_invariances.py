@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from spec_tests.compare import Thin, differing, equal, focused, holds, shaped
 from spec_tests.config import NAMED_VALUES, BlockConfig
 from spec_tests.enumeration import enumerated, named_values
-from spec_tests.generators import layouts
+from spec_tests.generators import expanded, layouts
 from spec_tests.laws import only_shortcut
 from spec_tests.marks import by_norm, by_scaler
 from spec_tests.numeric import Numeric, count, inspect_each, named, numerics, rotation, same_within, within
@@ -161,12 +161,13 @@ def test_layouts(subject: Subject, scaler: str, data: st.DataObject) -> None:
         for layout, view in layouts(x).items():
             y = reloaded(block, numeric).forward(view, training)
             within("9.10", f"the output for x laid out as {layout}", y, run.y, example, run)
-        # An axis of stride 0 repeats one sample; the plain copy repeats it in memory.
-        repeated = np.lib.stride_tricks.as_strided(x, (3, *x.shape[1:]), (0, *x.strides[1:]))
-        run = numeric.expected(x=repeated.copy())
-        y = reloaded(block, numeric).forward(repeated, training)
-        code = "import numpy as np; x = np.broadcast_to(case.x()[:1], (3, *case.shape[1:]))"
-        within("9.10", "the output for an expanded x", y, run.y, numeric.example(x=code), run)
+        # An axis of stride 0 repeats one sample, channel, row or column; the plain copy repeats it in memory.
+        for axis, name in enumerate(("sample", "channel", "row", "column")):
+            repeated = expanded(x, axis)
+            run = numeric.expected(x=repeated.copy())
+            y = reloaded(block, numeric).forward(repeated, training)
+            code = f"from spec_tests.generators import expanded; x = expanded(case.x(), {axis})"
+            within("9.10", f"the output for an expanded {name}", y, run.y, numeric.example(x=code), run)
 
 
 @pytest.mark.clause("9.10")

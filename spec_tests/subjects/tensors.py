@@ -62,17 +62,27 @@ def copied(x: Array, device: str, dtype: torch.dtype) -> torch.Tensor:
 
 
 def parts_of_one(tensors: Mapping[str, torch.Tensor], device: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """The same tensors, those of a type in one memory, each behind the last; of four axes the first two come last."""
+    """The same tensors, those of a type in one memory, each behind the last.
+
+    Of four axes the first two come last, or swapped, with a gap behind each row of channels; of one axis, every other
+    number counts.
+    """
     places: dict[torch.dtype, int] = {}
     for tensor in tensors.values():
-        places[tensor.dtype] = places.get(tensor.dtype, 1) + tensor.numel()
+        places[tensor.dtype] = places.get(tensor.dtype, 1) + 2 * tensor.numel()
     memory = {dtype: torch.zeros(size, dtype=dtype, device=device) for dtype, size in places.items()}
     begin = dict.fromkeys(places, 1)
-    for name, tensor in tensors.items():
-        there = tensor.permute(2, 3, 1, 0) if tensor.ndim == 4 else tensor
-        part = memory[tensor.dtype][begin[tensor.dtype] :][: tensor.numel()].view(there.shape).copy_(there)
-        begin[tensor.dtype] += tensor.numel()
-        yield name, part.permute(3, 2, 0, 1) if tensor.ndim == 4 else part
+    for number, (name, tensor) in enumerate(tensors.items()):
+        part = memory[tensor.dtype][begin[tensor.dtype] :][: 2 * tensor.numel()]
+        begin[tensor.dtype] += 2 * tensor.numel()
+        if tensor.ndim == 4:
+            out, into, *kernel = tensor.shape
+            swapped = part.view(into, 2 * out, *kernel)[:, :out].permute(1, 0, 2, 3)
+            last = part[: tensor.numel()].view(*kernel, into, out).permute(3, 2, 0, 1)
+            part = swapped if number % 2 else last
+        else:
+            part = part[::2].view(tensor.shape)
+        yield name, part.copy_(tensor)
 
 
 def address(tensor: torch.Tensor) -> int:
