@@ -151,7 +151,7 @@ def test_wide_states_and_gradients(subject: Subject, thin: Thin, normalizer: str
         compare(("5.1", "5.2"), got, vjp(run, dy), example, run)
 
 
-@pytest.mark.clause("5.2")
+@pytest.mark.clause("5.2", "5.11")
 @pytest.mark.needs("constant_input")
 @by_norm
 def test_an_input_without_a_gradient(subject: Subject, thin: Thin, normalizer: str) -> None:
@@ -159,10 +159,20 @@ def test_an_input_without_a_gradient(subject: Subject, thin: Thin, normalizer: s
     for seed, names in thin(enumerate(named_values(normalizer=normalizer))):
         for training in subject.modes:
             numeric = Numeric(BlockConfig.of(3, 3 + seed % 2, **names), (2, 3, 4, 5), seed=seed, training=training)
-            run = numeric.expected()
-            got = numeric.built(subject).parameter_gradients(numeric.x(), numeric.dy(), training)
-            example = numeric.script(["gradients = block.parameter_gradients(case.x(), case.dy(), case.training)"])
-            count("5.2", inspect_each("5.2", got, vjp(run, numeric.dy()).params, example, run))
+            run, x, block = numeric.expected(), numeric.x(), numeric.built(subject)
+            got, due = block.parameter_gradients(x, numeric.dy(), training), vjp(run, numeric.dy()).params
+            call = "gradients = block.parameter_gradients(x, case.dy(), case.training{})"
+            example = numeric.script(["x = case.x(); " + call.format("")])
+            count("5.2", inspect_each("5.2", got, due, example, run))
+            equal("5.11", "x is as before", x.tobytes() == numeric.x().tobytes(), True, example)
+            if "frozen" in subject.features:
+                # The first layers are not trained either, as where the last ones are tuned.
+                last = list(due)[-1:]
+                block.load(numeric.state())
+                got = block.parameter_gradients(x, numeric.dy(), training, last)
+                example = numeric.script(["x = case.x(); " + call.format(f", {last}")])
+                some = {name: due[name] for name in last}
+                count("5.2", inspect_each("5.2", got, some, example, run))
 
 
 @pytest.mark.clause("5.1", "5.2")
@@ -196,16 +206,19 @@ def test_backward_passes_behind_all_calls(subject: Subject, thin: Thin, normaliz
         training = subject.modes[seed % len(subject.modes)]
         first = Numeric(config, (2, config.in_planes, 5, 6), seed=seed, training=training)
         then = replace(first, seed=seed + 1, shape=(3, config.in_planes, 6, 5))
+        # As the second branch of a network that shares its weights: another call of the same shape.
+        branch = replace(first, seed=seed + 2)
         state = first.state()
-        calls = [(n.x(), n.dy()) for n in (first, then)]
+        calls = [(n.x(), n.dy()) for n in (first, then, branch)]
         got = first.built(subject, state).deferred(calls, training)
         lines = [f"other = Numeric(case.config, {then.shape}, seed={seed + 1}, training={training})"]
-        lines += ["gradients = block.deferred([(n.x(), n.dy()) for n in (case, other)], case.training)"]
+        lines += [f"branch = Numeric(case.config, case.shape, seed={seed + 2}, training={training})"]
+        lines += ["gradients = block.deferred([(n.x(), n.dy()) for n in (case, other, branch)], case.training)"]
         example = first.script(lines)
-        for (x, _), numeric in zip(calls, (first, then), strict=True):
+        for (x, _), numeric in zip(calls, (first, then, branch), strict=True):
             what = "x, the output of a layer before the block, is as before"
             equal("5.11", what, x.tobytes() == numeric.x().tobytes(), True, example)
-        for numeric, gradients in zip((first, then, first), got, strict=True):
+        for numeric, gradients in zip((first, then, branch, first), got, strict=True):
             run = numeric.expected(state)
             compare(("5.10", "5.10"), gradients, vjp(run, numeric.dy()), example, run)
 

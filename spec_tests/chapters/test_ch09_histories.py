@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 
 import pytest
 from hypothesis import seed, settings
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from spec_tests.compare import Example, NonConformance, Thin, differing, equal, equal_entries
-from spec_tests.config import NAMED_VALUES
+from spec_tests.config import NAMED_VALUES, BlockConfig
 from spec_tests.enumeration import enumerated
 from spec_tests.marks import by_norm
 from spec_tests.numeric import Numeric, count, inspect, inspect_each, named, numerics
@@ -20,6 +21,12 @@ from spec_tests.subjects.base import Block, Crashed, Refused, Subject, zeros
 
 # What the code of a refused call needs.
 REFUSES = ["import contextlib", "from spec_tests.subjects.base import Refused, zeros"]
+
+
+def kind_of(config: BlockConfig, name: str) -> str:
+    """What an entry of the state is, such as `norm weight`."""
+    layer, _, entry = name.rpartition(".")
+    return f"{next(one.kind for one in config.layers() if one.name == layer)} {entry}"
 
 
 def buffers(block: Block, run: Forward, example: Example) -> list[Verdict]:
@@ -83,6 +90,15 @@ class History(RuleBasedStateMachine):
         numeric, example = self._call(seed, training, "y = block.forward(c.x(), c.training)")
         run = numeric.expected(self.block.state())
         y = self.block.forward(numeric.x(), training)
+        count("9.8", [inspect("9.8", "the output", y, run.y, example, run), *buffers(self.block, run, example)])
+
+    @precondition(lambda self: "inference" in self.subject.features)
+    @rule(seed=st.integers(0, 9), training=st.booleans())
+    def infer(self, seed: int, training: bool) -> None:
+        numeric, example = self._call(seed, self._mode(training), "y = block.inferred(c.x(), c.training)")
+        run, x = numeric.expected(self.block.state()), numeric.x()
+        y = self.block.inferred(x, numeric.training)
+        equal("9.8", "x is as before", x.tobytes() == numeric.x().tobytes(), True, example)
         count("9.8", [inspect("9.8", "the output", y, run.y, example, run), *buffers(self.block, run, example)])
 
     @precondition(lambda self: "backward" in self.subject.features)
@@ -185,17 +201,60 @@ def test_parameters_changed_in_place(subject: Subject, thin: Thin, normalizer: s
         for training in subject.modes:
             first, then = (Numeric(config, shape, seed=number + k, training=training) for k in (0, 1))
             block = first.built(subject)
-            block.forward(first.x(), training)
-            block.overwrite(then.state())
+            x = first.x()
+            block.forward(x, training)
+            # What is folded into what must be folded again when any of it changes: one kind of entry alone, then all.
+            kinds = list(dict.fromkeys(kind_of(config, name) for name in then.state()))
+            kind = kinds[number % len(kinds)]
+            some = {n: v if kind_of(config, n) == kind else first.state()[n] for n, v in then.state().items()}
+            changed = {name: value for name, value in some.items() if kind_of(config, name) == kind}
             steps = [
-                "block.forward(case.x(), case.training)",
+                "x = case.x(); block.forward(x, case.training)",
                 f"c = Numeric(case.config, case.shape, seed={number + 1}, training={training})",
-                "block.overwrite(c.state()); y = block.forward(case.x(), c.training)",
+                f"block.overwrite({{n: (c if n in {sorted(changed)} else case).state()[n] for n in case.state()}})",
+                "y = block.forward(x, case.training)",
             ]
-            # The same x: neither what was made of the parameters is kept, nor the output.
-            run, example = then.expected(x=first.x()), first.script(steps)
-            y = block.forward(first.x(), training)
-            count("9.8", [inspect("9.8", "the output", y, run.y, example, run)])
+            for state in (some, then.state()):
+                # The same x: neither what was made of the parameters is kept, nor the output.
+                block.overwrite(state)
+                run, example = then.expected(state, x), first.script(steps)
+                y = block.forward(x, training)
+                count("9.8", [inspect("9.8", "the output", y, run.y, example, run)])
+                steps = [*steps, "block.overwrite(c.state()); y = block.forward(x, case.training)"]
+
+
+@pytest.mark.clause("9.8")
+@by_norm
+def test_many_calls(subject: Subject, normalizer: str) -> None:
+    """Twenty calls, behind which what is tuned, compiled or shed in time has come into use."""
+    for number, (_, config) in enumerate(enumerated(normalizer=normalizer)):
+        if number % 24 == 0:
+            numeric = Numeric(config, (2, config.in_planes, 4, 5), seed=number, training=False)
+            block, run, x = numeric.built(subject), numeric.expected(), numeric.x()
+            for calls in range(1, 21):
+                code = f"for _ in range({calls}): y = block.forward(case.x(), False)"
+                y, example = block.forward(x, False), numeric.script([code])
+                count("9.8", [inspect("9.8", f"the output of call {calls}", y, run.y, example, run)])
+
+
+@pytest.mark.clause("9.8")
+@pytest.mark.needs("inference")
+@by_norm
+def test_parameters_changed_between_inferences(subject: Subject, thin: Thin, normalizer: str) -> None:
+    """What is made of the parameters where nothing will be differentiated is made of those of now."""
+    for number, (_, config) in thin(enumerate(enumerated(normalizer=normalizer))):
+        training = subject.modes[number % len(subject.modes)]
+        first = Numeric(config, (2, config.in_planes, 4, 5), seed=number, training=training)
+        then, x = replace(first, seed=number + 1), first.x()
+        block = first.built(subject)
+        block.inferred(x, training)
+        block.load(then.state())
+        run, y = then.expected(x=x), block.inferred(x, training)
+        lines = [f"x = case.x(); c = Numeric(case.config, case.shape, seed={number + 1})"]
+        lines += ["block.inferred(x, case.training); block.load(c.state()); y = block.inferred(x, case.training)"]
+        example = first.script(lines)
+        count("9.8", [inspect("9.8", "the output", y, run.y, example, run)])
+        equal("9.8", "x is as before", x.tobytes() == first.x().tobytes(), True, example)
 
 
 @pytest.mark.clause("9.8")

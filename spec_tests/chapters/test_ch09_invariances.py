@@ -133,8 +133,9 @@ def test_types(subject: Subject, thin: Thin, dtype: str) -> None:
             dtype=dtype,
         )
         block = numeric.built(subject)
-        got = block.result_dtype(numeric.x(), numeric.training)
-        equal("9.9", f"type of the output for {dtype}", got, dtype, numeric.example())
+        for differentiated in (False, True):
+            got = block.result_dtype(numeric.x(), numeric.training, differentiated)
+            equal("9.9", f"type of the output for {dtype}", got, dtype, numeric.example(backward=differentiated))
         # An empty batch may be refused.
         with contextlib.suppress(Refused):
             got = block.result_dtype(numeric.x()[:0], numeric.training)

@@ -145,8 +145,8 @@ class Block(ABC):
         """The shape of the output for an input of `shape`. Raises Refused and Crashed as `forward` does."""
         return self.forward(zeros(shape)).shape
 
-    def result_dtype(self, x: Array, training: bool | None = None) -> str:
-        """The type of the output for `x`."""
+    def result_dtype(self, x: Array, training: bool | None = None, differentiated: bool = False) -> str:  # noqa: ARG002
+        """The type of the output for `x`, also of a call that is to be differentiated."""
         return str(self.forward(x, training).dtype)
 
     # What follows exists for subjects that declare the feature that is named.
@@ -160,8 +160,13 @@ class Block(ABC):
         """
         raise NotImplementedError
 
-    def parameter_gradients(self, x: Array, dy: Array, training: bool | None = None) -> dict[str, Array]:
-        """As `backward`, for an `x` of which no gradient is wanted (feature ``"constant_input"``)."""
+    def parameter_gradients(
+        self, x: Array, dy: Array, training: bool | None = None, wanted: Collection[str] | None = None
+    ) -> dict[str, Array]:
+        """As `backward`, for an `x` of which no gradient is wanted (feature ``"constant_input"``).
+
+        With `wanted`, of these parameters alone (feature ``"frozen"``).
+        """
         raise NotImplementedError
 
     def partial_gradients(self, x: Array, dy: Array, training: bool | None, wanted: Collection[str]) -> Gradients:
@@ -179,8 +184,9 @@ class Block(ABC):
     def deferred(self, calls: Sequence[tuple[Array, Array]], training: bool) -> list[Gradients]:
         """The gradients of several forward calls, each of (x, dy) (feature ``"deferred"``).
 
-        All backward passes come behind the last of the calls, in the other mode; that of the first call comes again at
-        the end. The inputs are outputs of a layer before the block, and the parameters have received gradients before.
+        All backward passes come behind the last of the calls and behind one like the first of which nothing is
+        differentiated, in the other mode; that of the first call comes again at the end. The inputs are outputs of a
+        layer before the block, and the parameters have received gradients before.
         """
         raise NotImplementedError
 
@@ -198,8 +204,8 @@ class Block(ABC):
     def assign(self, state: Mapping[str, Array]) -> None:
         """Put the tensors of a state in the place of the block's own (feature ``"assign"``).
 
-        They lie as parts of one memory, as those of a file that is mapped do, convolution weights with the axes (kernel
-        height, kernel width, in, out). Raises Refused if the state does not fit.
+        They lie as parts of one memory, as those of a file that is mapped do, with gaps, and convolution weights with
+        their axes in another order. Raises Refused if the state does not fit.
         """
         raise NotImplementedError
 

@@ -27,6 +27,8 @@ FEATURES = frozenset(
     | {"float64", "bfloat16", "bitwise", "layout", "output", "constant_input", "overwrite", "frozen", "deferred"}
     | {"assign", "inference", "part", "functional", "accumulate"}
 )
+# So many buffers may a block use in turn, and be found out.
+LATER = 16
 
 
 def _module(value: object, what: str) -> nn.Module:
@@ -47,6 +49,13 @@ class TorchBlock(Block):
         spans: dict[str, tuple[int, int]] | None = None,
     ) -> None:
         self.module, self.code, self.dtype, self.device, self.spans = module, code, dtype, device, spans
+        self._last: tuple[Array, torch.Tensor] | None = None
+
+    def _again(self, x: Array) -> torch.Tensor:
+        """As `_tensor`, and the same tensor as in the last call for the same array."""
+        if self._last is None or self._last[0] is not x:
+            self._last = x, self._tensor(x)
+        return self._last[1]
 
     def _tensor(self, x: Array) -> torch.Tensor:
         """`x` without a copy where its type and the device allow it, so that a write into it is seen."""
@@ -55,9 +64,11 @@ class TorchBlock(Block):
         return tensor if self.device == "cpu" and dtype == tensor.dtype else copied(x, self.device, dtype)
 
     @contextmanager
-    def _given(self, *arrays: Array) -> Iterator[list[torch.Tensor]]:
+    def _given(
+        self, *arrays: Array, make: Callable[[Array], torch.Tensor] | None = None
+    ) -> Iterator[list[torch.Tensor]]:
         """The arrays as tensors; what a call writes into those that are copies is shown in the arrays behind it."""
-        tensors = [self._tensor(x) for x in arrays]
+        tensors = [(make or self._tensor)(x) for x in arrays]
         yield tensors
         for x, tensor in zip(arrays, tensors, strict=True):
             if self.device == "cpu" and tensor.dtype != torch.bfloat16:
@@ -113,7 +124,8 @@ class TorchBlock(Block):
         return self._called_in(torch.inference_mode(), x, training)
 
     def _called_in(self, context: contextlib.AbstractContextManager[Any], x: Array, training: bool | None) -> Array:
-        with translated(f"{self.code}, called with {x.dtype} {x.shape}"), context, self._given(x) as (given,):
+        doing = f"{self.code}, called with {x.dtype} {x.shape}"
+        with translated(doing), context, self._given(x, make=self._again) as (given,):
             return array_of(self._called(given, training), "the output")
 
     def backward(self, x: Array, dy: Array, training: bool | None = None) -> Gradients:
@@ -123,8 +135,11 @@ class TorchBlock(Block):
         with translated(self.code):
             return Gradients(array_of(dx, "the gradient of the input"), found, array_of(y, "the output"))
 
-    def parameter_gradients(self, x: Array, dy: Array, training: bool | None = None) -> dict[str, Array]:
-        return self._differentiated(x, dy, training, False)[2]
+    def parameter_gradients(
+        self, x: Array, dy: Array, training: bool | None = None, wanted: Collection[str] | None = None
+    ) -> dict[str, Array]:
+        with self._frozen_but(wanted):
+            return self._differentiated(x, dy, training, False)[2]
 
     def _differentiated(
         self, x: Array, dy: Array, training: bool | None, of_input: bool
@@ -139,20 +154,27 @@ class TorchBlock(Block):
             return y, given.grad, self._received()
 
     def partial_gradients(self, x: Array, dy: Array, training: bool | None, wanted: Collection[str]) -> Gradients:
-        trainable = {name: p.requires_grad for name, p in self.module.named_parameters()}
-        with translated(self.code):
-            for name, parameter in self.module.named_parameters():
-                parameter.requires_grad_(name in wanted)
-        try:
+        with self._frozen_but(wanted):
             y, dx, found = self._differentiated(x, dy, training, True)
-        finally:
-            with translated(self.code):
-                for name, parameter in self.module.named_parameters():
-                    parameter.requires_grad_(trainable[name])
         if dx is None:
             raise Crashed(f"the input received no gradient, where {sorted(wanted)} receive one", self.code)
         with translated(self.code):
             return Gradients(array_of(dx, "the gradient of the input"), found, array_of(y, "the output"))
+
+    @contextmanager
+    def _frozen_but(self, wanted: Collection[str] | None) -> Iterator[None]:
+        """For a while, let no parameters be trained but these; None: as they are."""
+        if wanted is None:
+            yield
+            return
+        trainable = {name: p.requires_grad for name, p in self.module.named_parameters()}
+        self.freeze(trainable.keys() - set(wanted))
+        try:
+            yield
+        finally:
+            with translated(self.code):
+                for name, parameter in self.module.named_parameters():
+                    parameter.requires_grad_(trainable[name])
 
     def freeze(self, names: Collection[str]) -> None:
         with translated(self.code):
@@ -186,6 +208,8 @@ class TorchBlock(Block):
             given = [(self._tensor(x).requires_grad_(), self._tensor(dy)) for x, dy in calls]
             inner = [x.clone() for x, _ in given]
             outputs = [self._called(x, training) for x in inner]
+            with torch.no_grad():
+                self._called(given[0][0].detach().clone(), training)
             for (x, _), tensor in zip(calls, inner, strict=True):
                 np.copyto(x, array_of(tensor, "what the block was given"))
             self.module.train(not training)
@@ -201,20 +225,22 @@ class TorchBlock(Block):
                 self.module.train(training)
         return found
 
-    def result_dtype(self, x: Array, training: bool | None = None) -> str:
-        with translated(self.code), torch.no_grad():
+    def result_dtype(self, x: Array, training: bool | None = None, differentiated: bool = False) -> str:
+        with translated(self.code), torch.set_grad_enabled(differentiated):
             return str(self._called(self._tensor(x), training).dtype).removeprefix("torch.")
 
     def aliases(self, x: Array, training: bool | None = None) -> list[str]:
-        given = self._tensor(x)
-        with translated(self.code), torch.no_grad():
-            y = self._called(given, training)
-            # Where they lie now: the next call may move them.
-            places = {name: address(tensor) for name, tensor in {"x": given, **self._state()}.items()}
-            # Buffers may be used in turn.
-            later = [self._called(given, training) for _ in range(3)]
-            shared = [name for name, place in places.items() if place == address(y)]
-            return shared + ["the output of a later call"] * (address(y) in map(address, later))
+        given, found = self._tensor(x), dict[str, None]()
+        for context in (torch.no_grad(), torch.inference_mode()):
+            with translated(self.code), context:
+                y = self._called(given, training)
+                # Where they lie now: the next call may move them.
+                places = {name: address(tensor) for name, tensor in {"x": given, **self._state()}.items()}
+                # Buffers may be used in turn.
+                later = [self._called(given, training) for _ in range(LATER)]
+                found |= {name: None for name, place in places.items() if place == address(y)}
+                found |= {"the output of a later call": None} if address(y) in map(address, later) else {}
+        return list(found)
 
     def state(self) -> State:
         with translated(self.code):

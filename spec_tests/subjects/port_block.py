@@ -196,7 +196,7 @@ class PortBlock(Block):
         self._state = {**self._current(), **{name: tensors[f"b.{name}"] for name in buffers}}
         return wire.LONG_NAMES[header.tensors["y"].dtype], tensors["y"]
 
-    def result_dtype(self, x: Array, training: bool | None = None) -> str:
+    def result_dtype(self, x: Array, training: bool | None = None, differentiated: bool = False) -> str:  # noqa: ARG002
         return self._forward(x, training)[0]
 
     def backward(self, x: Array, dy: Array, training: bool | None = None) -> Gradients:
