@@ -68,6 +68,11 @@ def zero_weights(config: BlockConfig, state: State) -> State:
     return _edited(state, _convolutions(config, ("conv1", "conv2", "conv3", "in_node")), np.zeros_like)
 
 
+def without_biases(config: BlockConfig, state: State) -> State:
+    """Nothing is added behind the convolutions, so that inputs of any scale matter."""
+    return _edited(state, _convolutions(config, ("conv1", "conv2", "conv3", "in_node")), np.copy)
+
+
 def wide(config: BlockConfig, state: State) -> State:
     """Parameters and statistics far beyond those that are drawn: slopes, scales and shifts in the tens.
 

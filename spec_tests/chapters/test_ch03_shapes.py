@@ -167,6 +167,28 @@ def test_disagreeing_branches(subject: Subject, normalizer: str) -> None:
             refused(["3.6"], what, "value", example, block.forward, zeros(shape), training)
 
 
+@pytest.mark.clause("3.6", "3.8")
+@by_norm
+def test_refusals_of_other_calls(subject: Subject, normalizer: str) -> None:
+    """What is refused does not depend on whether, and how, the call is to be differentiated, nor on its type."""
+    broadcast = BlockConfig.of(2, 2, kernel_size=(1, 3), scaler="up", normalizer=normalizer)
+    channels = BlockConfig.of(2, 3, stride=2, normalizer=normalizer)
+    for clause, config, shape in (("3.6", broadcast, (2, 2, 3, 4)), ("3.8", channels, (2, 1, 4, 4))):
+        x = zeros(shape)
+        for training in subject.modes:
+            block = subject.build(config.arguments())
+            example = Example.of(config, shape, "training" if training else "evaluation")
+            if "backward" in subject.features:
+                dy = zeros((shape[0], config.out_planes, *config.shortcut_size(shape[2:])))
+                refused([clause], "a call that is differentiated", "value", example, block.backward, x, dy, training)
+            if "inference" in subject.features:
+                refused([clause], "a call under inference", "value", example, block.inferred, x, training)
+            for dtype in sorted({"float64", "bfloat16"} & subject.features):
+                other = subject.build(config.arguments(), dtype=dtype)
+                given = x.astype(np.float64) if dtype == "float64" else x
+                refused([clause], f"a call in {dtype}", "value", example, other.forward, given, training)
+
+
 @pytest.mark.clause("3.7")
 def test_messages_of_disagreement(subject: Subject) -> None:
     """The message names both sizes and the arguments that cause them."""
@@ -210,6 +232,11 @@ def test_wrong_shapes_of_the_input(subject: Subject, normalizer: str) -> None:
             (1, 4, 4, 2),
             (1, 2, 0, 4),
             (1, 2, 4, 0),
+            (1, 0, 4, 4),
+            # Of an empty batch, too.
+            (0, 3, 4, 4),
+            (0, 2, 0, 4),
+            (0, 2, 4),
         ]:
             for training in subject.modes:
                 example = Example.of(config, shape, "training" if training else "evaluation")
@@ -301,17 +328,19 @@ def test_batch_norms_with_one_element(subject: Subject) -> None:
 @by_norm
 def test_refused_calls_leave_no_trace(subject: Subject, normalizer: str) -> None:
     """A refused call changes neither parameters nor buffers."""
-    config = BlockConfig.of(2, 3, kernel_size=5, stride=2, normalizer=normalizer)
-    block = subject.build(config.arguments())
-    before = block.state()
-    for x in (zeros((2, 2, 6, 8)), zeros((2, 3, 4, 4)), zeros((2, 4, 4)), np.ones((2, 2, 7, 7), np.int64)):
-        example = Example.of(config, x.shape, str(x.dtype))
-        refused(["3.13"], "a call", "", example, block.forward, x)
-        changed = differing(block.state(), before)
-        equal_entries("3.13", "entries of the state after the refusal", changed, {}, example)
-    example = Example.of(config, (0, 2, 7, 7))
-    try:
-        block.forward(zeros((0, 2, 7, 7)))
-    except Refused:
-        changed = differing(block.state(), before)
-        equal_entries("3.13", "entries of the state after an empty batch is refused", changed, {}, example)
+    for scaler, order in product(NAMED_VALUES["scaler"], NAMED_VALUES["layer_order"]):
+        names = {"normalizer": normalizer, "scaler": scaler, "layer_order": order}
+        config = BlockConfig.of(2, 3, kernel_size=5, stride=2, **names)
+        block = subject.build(config.arguments())
+        before = block.state()
+        for x in (zeros((2, 2, 6, 8)), zeros((2, 3, 4, 4)), zeros((2, 4, 4)), np.ones((2, 2, 7, 7), np.int64)):
+            example = Example.of(config, x.shape, str(x.dtype))
+            refused(["3.13"], "a call", "", example, block.forward, x)
+            changed = differing(block.state(), before)
+            equal_entries("3.13", "entries of the state after the refusal", changed, {}, example)
+        example = Example.of(config, (0, 2, 7, 7))
+        try:
+            block.forward(zeros((0, 2, 7, 7)))
+        except Refused:
+            changed = differing(block.state(), before)
+            equal_entries("3.13", "entries of the state after an empty batch is refused", changed, {}, example)

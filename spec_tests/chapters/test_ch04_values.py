@@ -10,15 +10,25 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from spec_tests.compare import Example, Thin, focused, holds, shaped
+from spec_tests.compare import Thin, focused, holds, shaped
 from spec_tests.config import NAMED_VALUES, BlockConfig
 from spec_tests.enumeration import DOCUMENTED, enumerated, large, named_values
 from spec_tests.generators import layouts
-from spec_tests.laws import VALUE_LAWS, Edit, Law, flat, only_conv1, only_shortcut, unchanged, wide, zero_weights
+from spec_tests.laws import (
+    VALUE_LAWS,
+    Edit,
+    Law,
+    flat,
+    only_conv1,
+    only_shortcut,
+    unchanged,
+    wide,
+    without_biases,
+    zero_weights,
+)
 from spec_tests.marks import by_documented, by_law, by_norm, by_normalizing, by_scaler
 from spec_tests.numeric import Numeric, count, grade, law_examples, named, numerics, rotation, within
-from spec_tests.oracle import Bounded, Forward
-from spec_tests.subjects.base import Array, Subject
+from spec_tests.subjects.base import Array, Block, Subject
 from spec_tests.vectors import Vector, vectors
 
 
@@ -32,12 +42,12 @@ def judge(subject: Subject, clause: str, numeric: Numeric, edit: Edit = unchange
     within(clause, "the output", y, run.y, numeric.example(edit=edit), run)
 
 
-def differentiated(subject: Subject, numeric: Numeric, x: Array) -> tuple[Array, Bounded, Example, Forward]:
-    """The output for `x` of a call that is differentiated, and what it is judged by."""
-    run, y = numeric.expected(x=x), numeric.built(subject).backward(x, numeric.dy(), numeric.training).y
+def differentiated(subject: Subject, block: Block, x: Array, numeric: Numeric) -> Array:
+    """The output for `x` of a call that is differentiated."""
+    y = block.backward(x, numeric.dy(), numeric.training).y
     if y is None:
         raise TypeError(f"{subject.designator} declares the feature output, and gives none")
-    return y, run.y, numeric.example(backward=True), run
+    return y
 
 
 @pytest.mark.clause("4.1")
@@ -94,7 +104,8 @@ def test_calls_that_are_differentiated(subject: Subject, thin: Thin, scaler: str
             for planes, stride in ((3, 2), (2, 1)):
                 config = BlockConfig.of(2, planes, **names, stride=stride)
                 numeric = Numeric(config, (2, 2, 4, 5), seed=seed, training=training)
-                within("4.1", "the output", *differentiated(subject, numeric, numeric.x()))
+                run, y = numeric.expected(), differentiated(subject, numeric.built(subject), numeric.x(), numeric)
+                within("4.1", "the output", y, run.y, numeric.example(backward=True), run)
 
 
 @pytest.mark.clause("4.1")
@@ -109,6 +120,20 @@ def test_large_constants(subject: Subject, thin: Thin, normalizer: str) -> None:
         run, y = numeric.expected(x=x), numeric.built(subject).forward(x, numeric.training)
         code = f"x = case.x(); x[:] = 50 * x[:{'1' if normalizer == 'batch' else ''}, :, :1, :1]"
         within("4.1", "the output", y, run.y, numeric.example(x=code), run)
+
+
+@pytest.mark.clause("4.1")
+@by_scaler
+def test_scales(subject: Subject, thin: Thin, scaler: str) -> None:
+    """Without norms, numbers near the ends of the range of float32 are what they are."""
+    cases = product((2.0**-100, 2.0**100), named_values(scaler=scaler, normalizer="null"))
+    for seed, (scale, names) in thin(enumerate(cases)):
+        numeric = Numeric(BlockConfig.of(2, 2 + seed % 2, **names), (2, 2, 4, 5), seed=seed, training=subject.modes[0])
+        x = numeric.x() * scale
+        state = without_biases(numeric.config, numeric.state())
+        run, y = numeric.expected(state, x), numeric.built(subject, state).forward(x, numeric.training)
+        example = numeric.example(edit=without_biases, x=f"x = case.x() * {scale}")
+        within("4.1", "the output", y, run.y, example, run)
 
 
 @pytest.mark.clause("4.1")
@@ -256,7 +281,13 @@ def test_bfloat16(subject: Subject, data: st.DataObject) -> None:
 
 
 def judge_nonfinite(
-    subject: Subject, clause: str, numeric: Numeric, value: float, place: tuple[int, ...], edit: Edit = unchanged
+    subject: Subject,
+    clause: str,
+    numeric: Numeric,
+    value: float,
+    place: tuple[int, ...],
+    edit: Edit = unchanged,
+    backward: bool = False,
 ) -> None:
     """One element of the input is not finite: what depends on it is as the clause says, the rest is as ever."""
     x = numeric.x()
@@ -264,8 +295,10 @@ def judge_nonfinite(
     x[index] = value
     state = edit(numeric.config, numeric.state())
     run = numeric.expected(state, x)
-    y = numeric.built(subject, state).forward(x, numeric.training)
-    example = numeric.example(edit=edit, x=f"x = case.x(); x[{', '.join(map(str, index))}] = float('{value}')")
+    block = numeric.built(subject, state)
+    y = differentiated(subject, block, x, numeric) if backward else block.forward(x, numeric.training)
+    code = f"x = case.x(); x[{', '.join(map(str, index))}] = float('{value}')"
+    example = numeric.example(edit=edit, x=code, backward=backward)
     shaped(clause, "the output", y, run.y.shape, example)
     due = np.isnan(run.y.value) & (run.y.bound == 0)
     # Where nothing is claimed, nothing is checked, and nothing counts.
@@ -284,7 +317,7 @@ def judge_nonfinite(
 @given(data=st.data())
 def test_numbers_that_are_not_finite(subject: Subject, normalizer: str, data: st.DataObject) -> None:
     """A NaN reaches all that depends on it and no other sample; an infinity becomes a NaN in a norm."""
-    scalers, places = NAMED_VALUES["scaler"], st.tuples(*[st.integers(0, 3)] * 4)
+    scalers, places = NAMED_VALUES["scaler"], st.tuples(*[st.integers(0, 8)] * 4)
     drawn = {scaler: (data.draw(numerics(scaler, max_batch=2)), data.draw(places)) for scaler in scalers}
     for scaler, (numeric, place) in drawn.items():
         plain = replace(numeric, input_kind="normal", state_kind="distinct")
@@ -293,6 +326,21 @@ def test_numbers_that_are_not_finite(subject: Subject, normalizer: str, data: st
             case = named(plain, training, **names)
             judge_nonfinite(subject, "4.22", case, np.nan, place)
             judge_nonfinite(subject, "4.23", case, np.inf, place)
+            judge_nonfinite(subject, "4.23", case, -np.inf, place)
+
+
+@pytest.mark.clause("4.22", "4.23")
+@by_norm
+def test_numbers_that_are_not_finite_in_other_calls(subject: Subject, thin: Thin, normalizer: str) -> None:
+    """Nor is a NaN healed in another type, far from the origin, or in a call that is differentiated."""
+    values = (("4.22", np.nan), ("4.23", np.inf), ("4.23", -np.inf))
+    for seed, (names, training) in thin(enumerate(product(named_values(normalizer=normalizer), subject.modes))):
+        numeric = Numeric(BlockConfig.of(2, 3, **names), (2, 2, 7, 9), seed=seed, training=training)
+        for dtype in sorted({"float64", "bfloat16"} & subject.features):
+            judge_nonfinite(subject, "4.22", replace(numeric, dtype=dtype), np.nan, (1, 0, 5, 7))
+        if {"backward", "output"} <= subject.features:
+            clause, value = values[seed % 3]
+            judge_nonfinite(subject, clause, numeric, value, (0, 1, 6, 8), backward=True)
 
 
 @pytest.mark.clause("4.22")

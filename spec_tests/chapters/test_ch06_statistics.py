@@ -228,7 +228,7 @@ def test_calls_in_bfloat16_count(subject: Subject, thin: Thin) -> None:
                 equal("6.3", f"{name} after one call", after[name].item(), before.item() + 1, numeric.example())
 
 
-@pytest.mark.clause("6.8")
+@pytest.mark.clause("6.1", "6.8")
 @by_scaler
 @given(data=st.data())
 def test_the_current_statistics_normalize(subject: Subject, scaler: str, data: st.DataObject) -> None:
@@ -240,10 +240,23 @@ def test_the_current_statistics_normalize(subject: Subject, scaler: str, data: s
         run = numeric.expected(state)
         for number in (77.0, np.nan, np.inf):
             far = {name: np.full_like(value, number) if "running" in name else value for name, value in state.items()}
-            y = numeric.built(subject, far).forward(numeric.x(), True)
+            block = numeric.built(subject, far)
+            y = block.forward(numeric.x(), True)
             far_state = f"{{n: v * 0 + float('{number}') if 'running' in n else v for n, v in case.state().items()}}"
             example = numeric.script(["y = block.forward(case.x(), True)"], state=far_state)
             within("6.8", f"the output in training, buffers of {number}", y, run.y, example, run)
+            if not np.isfinite(number):
+                # A mean of NaN or infinity stays: the new one is blended with it.
+                kept = {
+                    name: bool(np.isfinite(value).any()) for name, value in block.state().items() if "running" in name
+                }
+                equal(
+                    "6.1",
+                    "running statistics that became finite",
+                    [n for n, is_so in kept.items() if is_so],
+                    [],
+                    example,
+                )
 
 
 @pytest.mark.clause("6.3", "6.6")
