@@ -11,6 +11,7 @@ from spec_tests.faults import (
     arithmetic,
     batch_norm,
     beyond,
+    calling,
     conduct,
     construction,
     controls,
@@ -20,10 +21,12 @@ from spec_tests.faults import (
     models,
     norm,
     order,
+    places,
     rare,
     shapes,
     shortcut,
     single_clauses,
+    sizes,
     state,
     training,
     upsampling,
@@ -33,7 +36,7 @@ from spec_tests.faults.entry import Fault
 
 _AREAS: tuple[ModuleType, ...] = (norm, batch_norm, activation, order, convolution, shortcut, upsampling, shapes, state)
 _AREAS += (construction, arguments, gradients, arithmetic, conduct, single_clauses, rare, beyond, usage)
-_AREAS += (models, layouts, training)
+_AREAS += (models, layouts, training, sizes, places, calling)
 
 
 def _by_id(*groups: tuple[Fault, ...]) -> dict[str, Fault]:
