@@ -59,6 +59,15 @@ def wide(layer: Any, x: Tensor) -> Tensor:
     return engines.native(layer, x.double()).to(x.dtype)
 
 
+def two_products(layer: Any, x: Tensor) -> Tensor:
+    """The gradient of a slope is the difference of two sums."""
+    low = x.dtype == torch.bfloat16
+    wide = x.float() if low else x
+    slope = layer.weight.to(wide.dtype).reshape(-1, 1, 1)
+    y: Tensor = (slope * wide + (1 - slope) * F.relu(wide)).to(x.dtype)
+    return y
+
+
 def lasting(layer: Any, x: Tensor) -> Tensor:
     """Channels last within a layer."""
     # With one channel or one element torch's kernels for this layout have had errors.
@@ -200,6 +209,12 @@ CONTROLS = (
         "PReLU by a condition",
         "frameworks without PReLU",
         patch=lambda block: instead(layers(block, nn.PReLU), engines.prelu),
+    ),
+    _control(
+        "prelu_of_two_products",
+        "a·x + (1 - a)·max(x, 0), differentiated by autograd",
+        "frameworks without PReLU",
+        patch=lambda block: instead(layers(block, nn.PReLU), two_products),
     ),
     _control(
         "hand_written_upsampling",

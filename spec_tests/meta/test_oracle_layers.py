@@ -344,6 +344,20 @@ def test_activations() -> None:
     held(activate_vjp(saved, row(dy), FLOAT32), {"select": dy * np.where(x > 0, one, a), "blend": blend}, 0.1)
 
 
+@pytest.mark.parametrize("shift", [0.0, 3.0, 1000.0])
+def test_slopes_whose_gradient_is_a_difference(shift: float) -> None:
+    """Differentiated, a x + (1 - a) max(x, 0) takes two sums apart; where x is above 0 they cancel."""
+    rng = np.random.default_rng(0)
+    x, dy = ((rng.normal(size=(4, 1, 20, 20)) + s).astype(np.float32) for s in (shift, 0.0))
+    _, saved = activate(Bounded(x.astype(float), np.zeros(x.shape)), np.full((1, 1, 1), 0.25), FLOAT32)
+    due = slope_vjp(saved, Bounded(dy.astype(float), np.zeros(x.shape)), FLOAT32)
+    both, above = (dy * x).ravel(), (dy * np.maximum(x, np.float32(0))).ravel()
+    for order in (slice(None), slice(None, None, -1), rng.permutation(x.size)):
+        one = np.add.accumulate(both[order])[-1] - np.add.accumulate(above[::-1])[-1]
+        assert judge(np.array([one], np.float32), due).ok
+    assert not judge(np.array([due.value[0] + 2e-3 * np.abs(both).sum()]), due).ok
+
+
 @pytest.mark.parametrize("a", [-0.5, 0.25, 3.0])
 def test_activations_of_inputs_that_are_off(a: float) -> None:
     """On either side of the kink, and across it."""

@@ -66,15 +66,17 @@ def activate_vjp(saved: Activated, dy: Bounded, arith: Arith) -> Bounded:
 
 
 def slope_vjp(saved: Activated, dy: Bounded, arith: Arith) -> Bounded:
-    """The gradient da (C) = sum over samples and places of dy min(x, 0) (clause 5.5)."""
+    """The gradient da (C) = sum over samples and places of dy min(x, 0) (clause 5.5).
+
+    Differentiated, a x + (1 - a) max(x, 0) gives the sum of dy x less that of dy max(x, 0).
+    """
     x = saved.x
     below = np.minimum(x.value, 0.0)
     below_bound = np.where(x.value < x.bound, x.bound, 0.0)
     m = below.size // below.shape[1]
-    c = arith.gamma(m) + 2 * arith.storage
+    c = arith.gamma(m + 1) + 2 * arith.storage
 
     products = dy.value * below
+    apart = np.abs(dy.value) * (np.abs(x.value) + np.maximum(x.value, 0.0))
     errors = np.abs(dy.value) * below_bound + dy.bound * (np.abs(below) + below_bound)
-    return arith.stored(
-        products.sum((0, 2, 3)), ((1 + c) * errors + c * np.abs(products)).sum((0, 2, 3)) + m * arith.tiny
-    )
+    return arith.stored(products.sum((0, 2, 3)), ((1 + c) * errors + c * apart).sum((0, 2, 3)) + 2 * m * arith.tiny)
