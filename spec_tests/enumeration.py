@@ -89,11 +89,23 @@ class BadArgument:
         return False
 
 
+# What other frameworks call the named values.
+OTHER_NAMES = {
+    "normalizer": ("batchnorm", "bn", "instance", "in", "identity"),
+    "activator": ("lrelu", "linear", "identity"),
+    "layer_order": ("pre", "post"),
+    "scaler": ("downsample", "upsample"),
+}
+
+
 def bad_arguments() -> Iterator[BadArgument]:
     """Every kind of refused argument (clauses 1.2 to 1.16)."""
     number_types: list[Any] = [True, False, 2.0, float("nan"), float("inf"), 1j, "3", "same", b"3", {3}, {3: 3}]
-    # `int` takes all of them, and truncates.
-    number_types += [np.float64(2.0), np.bool_(True), Decimal("3.7"), Fraction(7, 2)]
+    # `int` takes all of them, and truncates; of these types a float is np.float64 alone.
+    number_types += [np.float64(2.0), np.float32(3), np.float16(3), np.bool_(True)]
+    number_types += [Decimal("3.7"), Decimal(3), Fraction(7, 2), Fraction(6, 2)]
+    # `tuple` makes two of them, and of the last two no numbers that anybody wrote.
+    number_types += [{3, 5}, {3: 1, 5: 1}, "35", b"35"]
     for argument in ("in_planes", "out_planes"):
         for value in [*number_types, None, (3,), [3, 3]]:
             yield BadArgument(argument, value, "type")
@@ -102,6 +114,7 @@ def bad_arguments() -> Iterator[BadArgument]:
     for argument in ("kernel_size", "stride", "padding", "output_size"):
         missing = [] if argument == "output_size" else [None]
         pairs: list[Any] = [(1, True), (True, 1), (2.0, 1), (1, "3"), (None, 1), [1, [1]], ((1, 1), 1)]
+        pairs += [(3, 1.0), ("3", 1), (3, None), (np.float32(3), 1), (1, Decimal(3)), (Fraction(6, 2), 1)]
         for value in [*number_types, *missing, *pairs]:
             yield BadArgument(argument, value, "type")
         low: list[Any] = [-1, (-1, 1), [1, -1], np.int64(-1)]
@@ -113,7 +126,9 @@ def bad_arguments() -> Iterator[BadArgument]:
         others = [name for values in NAMED_VALUES.values() for name in values if name not in names][:2]
         for value in (None, 0, 1, True, False, 1.0, b"null", (names[0],), [names[0]]):
             yield BadArgument(argument, value, "type")
-        for value in ("", names[0].upper(), names[-1].capitalize(), f" {names[0]}", f"{names[0]}\n", "none", *others):
+        spelled = [names[0].upper(), names[-1].capitalize(), f" {names[0]}", f"{names[0]}\n"]
+        parts = [names[0][:1], names[0][:-1], names[-1][:-1], f"{names[0]}s"]
+        for value in ("", *spelled, *parts, "none", *OTHER_NAMES[argument], *others):
             yield BadArgument(argument, value, "value")
 
 

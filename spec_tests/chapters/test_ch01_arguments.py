@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 
-from spec_tests.compare import Example, equal, equal_entries, holds, refused, taken
+from spec_tests.compare import Example, NonConformance, equal, equal_entries, holds, refused, taken
 from spec_tests.config import DEFAULTS, NAMED_VALUES, BlockConfig
 from spec_tests.enumeration import BadArgument, bad_arguments, named_values
 from spec_tests.marks import by_scaler
 from spec_tests.strategies import geometries
-from spec_tests.subjects.base import Block, Refused, Subject
+from spec_tests.subjects.base import Block, Crashed, Refused, Subject
 
 NUMERIC_CLAUSES = {
     "in_planes": "1.2",
@@ -94,6 +94,21 @@ def test_legal_numbers_are_taken(subject: Subject, arguments: dict[str, Any]) ->
     for argument, clause in NUMERIC_CLAUSES.items():
         what = f"state with `{argument}` (={arguments[argument]!r})"
         equal_entries(clause, what, found, config.state(), Example.of(config))
+
+
+@pytest.mark.clause(*NUMERIC_CLAUSES.values())
+@pytest.mark.parametrize("argument", NUMERIC_CLAUSES)
+def test_large_numbers_are_taken(subject: Subject, argument: str) -> None:
+    """No number is too large: nothing is said of a limit, and eight bits are none."""
+    small: dict[str, Any] = {**dict.fromkeys(NUMERIC_CLAUSES, 1), "padding": 0, "scaler": "up"}
+    for value in (17, 300) if argument.endswith("planes") else (17, (1, 300), (70, 1), 1025):
+        # One channel makes a wide kernel small.
+        arguments = {**small, argument: value}
+        clause, config = NUMERIC_CLAUSES[argument], BlockConfig.of(**arguments)
+        what = f"with `{argument}` (={value!r})"
+        with taken(clause, f"building {what}", Example.of(config)):
+            found = shapes(subject.build(arguments))
+        equal_entries(clause, f"state {what}", found, config.state(), Example.of(config))
 
 
 @pytest.mark.clause(*NAME_CLAUSES.values())
@@ -180,6 +195,19 @@ def test_integers_of_the_platform(subject: Subject, argument: str) -> None:
         with taken("1.14", f"building {what}", Example(arguments)):
             block = subject.build(arguments)
         equal_entries("1.14", f"state {what}", shapes(block), config.state(), Example(arguments))
+    # What eight bits cannot count must not reach the sizes of a call. Kernel and padding agree in the second one alone.
+    down: dict[str, Any] = {"in_planes": 2, "out_planes": 3, "kernel_size": 2, "stride": 2, "padding": 0}
+    for fitting in (down, {**down, "kernel_size": 3, "padding": 1, "output_size": 200, "scaler": "up"}):
+        arguments = {**fitting, argument: np.uint8(fitting.get(argument, 200))}
+        config, shape = BlockConfig.of(**arguments), (1, 2, 4, 300)
+        what = f"a call at the width 300, built with `{argument}` (={arguments[argument]!r})"
+        example = Example(arguments, Example.of(config, shape).call)
+        with taken("1.14", what, example):
+            try:
+                size = subject.build(arguments).output_shape(shape)
+            except Crashed as crash:
+                raise NonConformance("1.14", what, crash.error, "an output", example) from crash
+        equal("1.14", f"size of the output of {what}", size, config.output_shape(shape), example)
 
 
 @pytest.mark.clause(*ARGUMENT_CLAUSES.values(), "1.15", "1.16", "1.17")

@@ -17,7 +17,7 @@ NUMBERS = ("in_planes", "out_planes", *PAIRS)
 Given = Mapping[str, Any]
 
 
-def _numbers(change: Callable[[Any], Any]) -> Callable[[Given], Given]:
+def numbers(change: Callable[[Any], Any]) -> Callable[[Given], Given]:
     """`change` for every number, alone or in a pair."""
 
     def each(value: Any) -> Any:
@@ -26,7 +26,7 @@ def _numbers(change: Callable[[Any], Any]) -> Callable[[Given], Given]:
     return lambda given: {n: each(v) for n, v in given.items() if n in NUMBERS}
 
 
-def _names(change: Callable[[Any], Any]) -> Callable[[Given], Given]:
+def names(change: Callable[[Any], Any]) -> Callable[[Given], Given]:
     return lambda given: {n: change(v) for n, v in given.items() if n in NAMES}
 
 
@@ -71,7 +71,7 @@ def _zero_is_one(value: Any) -> Any:
 
 
 def _without_zeros(given: Given) -> Given:
-    changed = _numbers(_zero_is_one)(given)
+    changed = numbers(_zero_is_one)(given)
     return {n: v for n, v in changed.items() if n != "padding"}
 
 
@@ -192,23 +192,23 @@ FAULTS = (
         "1.15 1.8 1.9",
         _null_for_none,
     ),
-    _changed("bool_is_int", "True is taken for 1", "isinstance(True, int)", "1.15", _numbers(_from_bool)),
-    _changed("float_truncated", "2.0 is taken for 2", "int(value)", "1.15", _numbers(_to_int)),
-    _changed("text_is_int", "'3' is taken for 3", "int(value), values of a command line", "1.15", _numbers(_from_text)),
+    _changed("bool_is_int", "True is taken for 1", "isinstance(True, int)", "1.15", numbers(_from_bool)),
+    _changed("float_truncated", "2.0 is taken for 2", "int(value)", "1.15", numbers(_to_int)),
+    _changed("text_is_int", "'3' is taken for 3", "int(value), values of a command line", "1.15", numbers(_from_text)),
     _changed("zero_is_one", "0 is taken for 1", "max(value, 1), `value or 1`", "1.16", _without_zeros),
     _changed(
         "any_case",
         "names are taken in any case",
         ".lower()",
         "1.16",
-        _names(lambda v: v.lower() if isinstance(v, str) else v),
+        names(lambda v: v.lower() if isinstance(v, str) else v),
     ),
     _changed(
         "spaces_stripped",
         "names are taken with spaces around them",
         ".strip()",
         "1.16",
-        _names(lambda v: v.strip() if isinstance(v, str) else v),
+        names(lambda v: v.strip() if isinstance(v, str) else v),
     ),
     _changed(
         "unknown_norm_is_batch", "an unknown normalizer is 'batch'", "if, elif, else", "1.16 1.8", _unknown_is_batch

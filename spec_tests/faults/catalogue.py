@@ -8,6 +8,7 @@ from types import ModuleType
 from spec_tests.faults import (
     activation,
     arguments,
+    arguments_rare,
     arithmetic,
     batch_norm,
     beyond,
@@ -36,7 +37,7 @@ from spec_tests.faults.entry import Fault
 
 _AREAS: tuple[ModuleType, ...] = (norm, batch_norm, activation, order, convolution, shortcut, upsampling, shapes, state)
 _AREAS += (construction, arguments, gradients, arithmetic, conduct, single_clauses, rare, beyond, usage)
-_AREAS += (models, layouts, training, sizes, places, calling)
+_AREAS += (models, layouts, training, sizes, places, calling, arguments_rare)
 
 
 def _by_id(*groups: tuple[Fault, ...]) -> dict[str, Fault]:
