@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from dataclasses import replace
 from itertools import combinations, combinations_with_replacement, pairwise
 from typing import Any
 
@@ -12,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spec_tests.compare import Example, Thin, differing, equal, equal_entries, holds
-from spec_tests.config import BlockConfig
+from spec_tests.config import NAMED_VALUES, BlockConfig
 from spec_tests.enumeration import enumerated
 from spec_tests.marks import by, by_norm
 from spec_tests.strategies import geometries
@@ -27,6 +29,19 @@ CONSTANTS = {
     ("norm", "running_var"): ("7.6", "running variance", 1.0),
     ("norm", "num_batches_tracked"): ("7.6", "counter", 0.0),
 }
+
+
+KERNELS = ((1, 1), (3, 3), (1, 3), (4, 2))
+
+
+def kinds() -> Iterator[tuple[list[str], BlockConfig]]:
+    """Every combination of named values, kind of shortcut and a few kernels, with these as text."""
+    for kernel in KERNELS:
+        for name, config in enumerated():
+            *names, shortcut = name.split("-")
+            places = [f"{argument} {value!r}" for argument, value in zip(NAMED_VALUES, names, strict=True)]
+            places += [f"the shortcut {shortcut!r}", f"the kernel {kernel}"]
+            yield places, replace(config, kernel_size=kernel, padding=(0, 0))
 
 
 def constants(config: BlockConfig) -> dict[str, tuple[str, str, float]]:
@@ -89,6 +104,16 @@ def judge_drawn(name: str, drawn: Array, limit: float, example: Example) -> None
     holds("7.7", what, again < REPEATED, again, f"less than {REPEATED}", example)
 
 
+def judge_magnitudes(config: BlockConfig, drawn: dict[str, Array], example: Example) -> None:
+    """No two tensors hold the same magnitudes, in any order: by chance six agree once in 2^110 blocks."""
+    sizes = {n: np.sort(np.abs(np.ravel(v))) / limit_of(config, n) for n, v in drawn.items() if v.size >= REPEATED}
+    for one, two in combinations(sizes, 2):
+        if sizes[one].size == sizes[two].size:
+            alike = np.abs(sizes[one] - sizes[two]).max() < ROUNDED
+            what = f"the magnitudes in {one} and {two}"
+            holds("7.7", what, not alike, "the same, in some order", "independent ones", example)
+
+
 def judge_independence(config: BlockConfig, drawn: dict[str, Array], example: Example) -> None:
     """No tensor is another one, and none is another one or itself, shifted and scaled, whatever the signs."""
     for one, two in combinations([n for n, v in drawn.items() if v.size > 1], 2):
@@ -101,20 +126,53 @@ def judge_independence(config: BlockConfig, drawn: dict[str, Array], example: Ex
         holds("7.7", "the drawn numbers", lag is None, words, "independent ones", example)
 
 
-def judge_distribution(name: str, drawn: Array, limit: float, rounding: float, example: Example) -> None:
-    """Whether one tensor looks uniform; `rounding` is that of its type, in units of its range."""
-    scaled = np.sort(np.ravel(drawn).astype(np.float64)) / limit
-    n = scaled.size
+# A false alarm once in e^28 checks, which is 10^12.
+RARE = 28.0
+
+
+def judge_uniform(name: str, scaled: Array, rounding: float, example: Example) -> None:
+    """Whether numbers look uniform on [-1, 1]; `rounding` is that of their type."""
+    scaled, n = np.sort(scaled), scaled.size
     uniform = (np.clip(scaled, -1, 1) + 1) / 2
     distance = float(max(np.max(np.arange(1, n + 1) / n - uniform), np.max(uniform - np.arange(n) / n)))
-    # Dvoretzky, Kiefer, Wolfowitz (Massart's constant), for a false alarm once in 10^12 tensors.
-    allowed = math.sqrt(math.log(2e12) / (2 * n)) + rounding / 2
+    # Dvoretzky, Kiefer, Wolfowitz, with Massart's constant.
+    allowed = math.sqrt((RARE + math.log(2)) / (2 * n)) + rounding / 2
     what = f"distance of the distribution of {name} from the uniform one"
     holds("7.7", what, distance <= allowed, distance, f"at most {allowed}", example)
     # The largest of n is below 1 - 28/n about as rarely.
-    least, largest = 1 - 28 / n - rounding, float(np.abs(scaled).max())
+    least, largest = 1 - RARE / n - rounding, float(np.abs(scaled).max())
     what = f"largest magnitude of {name} in units of its range"
     holds("7.7", what, largest >= least, largest, f"at least {least}", example)
+
+
+def judge_sums(name: str, scaled: Array, example: Example) -> None:
+    """Whether the sums over each filter, each input channel and each place of a kernel are as small as by chance.
+
+    A sum of m numbers that are uniform on [-1, 1] is sub-Gaussian of the variance m/3, so that R of them, squared and
+    in units of it, have no longer tail than a chi-square distribution: Laurent, Massart.
+    """
+    for axis, rows in enumerate(scaled.shape):
+        sums = np.moveaxis(scaled, axis, 0).reshape(rows, -1).sum(axis=1)
+        found = float(np.sum(sums**2) / (scaled.size / rows / 3))
+        allowed = rows + 2 * math.sqrt(rows * RARE) + 2 * RARE
+        what = f"squares of the {rows} sums over all but the axis {axis} of {name}, in units of their variance"
+        holds("7.7", what, found <= allowed, found, f"at most {allowed}", example)
+
+
+def judge_resolution(name: str, scaled: Array, example: Example) -> None:
+    """Of more than 10,000 numbers, one in a hundred may come again: of 2^23 possible ones, a tenth of these does."""
+    distinct, least = np.unique(scaled).size, 0.99 * scaled.size
+    what = f"distinct numbers of {scaled.size} in {name}"
+    holds("7.7", what, distinct >= least, distinct, f"at least {least}", example)
+
+
+def judge_large(name: str, drawn: Array, limit: float, rounding: float, example: Example) -> None:
+    """One tensor of many numbers."""
+    scaled = drawn.astype(np.float64) / limit
+    judge_uniform(name, np.ravel(scaled), rounding, example)
+    judge_sums(name, scaled, example)
+    if scaled.size > 10_000 and not rounding:
+        judge_resolution(name, scaled, example)
 
 
 @pytest.mark.clause("7.4", "7.5", "7.6", "7.7", "7.8")
@@ -137,6 +195,7 @@ def test_values_at_construction(subject: Subject, arguments: dict[str, Any], see
         for name, values in drawn.items():
             judge_drawn(name, values, limit_of(config, name), example)
         judge_independence(config, drawn, example)
+        judge_magnitudes(config, drawn, example)
 
 
 @pytest.mark.clause("7.4", "7.5", "7.6", "7.7")
@@ -155,7 +214,34 @@ def test_distribution_at_construction(subject: Subject, normalizer: str) -> None
             judge_constants(config, state, example)
             for name, shape in config.parameters().items():
                 if len(shape) == 4 or (normalizer == "null" and name.endswith("bias")):
-                    judge_distribution(name, state[name], limit_of(config, name), rounding, example)
+                    judge_large(name, state[name], limit_of(config, name), rounding, example)
+
+
+@pytest.mark.clause("7.7")
+@pytest.mark.needs("init")
+def test_distribution_of_every_kind(subject: Subject, thin: Thin) -> None:
+    """Neither a named value nor the shortcut nor the kernel changes the range or the distribution.
+
+    One small tensor says little: the numbers of all blocks that agree in one of these are judged together.
+    """
+    blocks = list(thin(kinds())) * (2 if "python" in subject.features else 1)
+    # Every block its own seed, or two would hold the same numbers; far apart, for generators that begin alike at
+    # seeds in a row.
+    seeds = np.random.default_rng(7).integers(0, 2**31, len(blocks)).tolist()
+    pools: dict[str, list[Array]] = {}
+    examples: dict[str, Example] = {}
+    for seed, (places, config) in zip(seeds, blocks, strict=True):
+        state, example = subject.build(config.arguments(), seed=seed).state(), Example.of(config)
+        drawn = {name: state[name] for name in config.parameters() if name not in constants(config)}
+        judge_magnitudes(config, drawn, example)
+        for name, values in drawn.items():
+            branch, _, entry = name.split(".")
+            for place in places:
+                pool = f"{branch}'s {entry} of all blocks of {place}"
+                pools.setdefault(pool, []).append(np.ravel(values).astype(np.float64) / limit_of(config, name))
+                examples.setdefault(pool, example)
+    for pool, parts in pools.items():
+        judge_uniform(pool, np.concatenate(parts), 0.0, examples[pool])
 
 
 @pytest.mark.clause("7.8")
@@ -187,6 +273,18 @@ def test_seeds(subject: Subject, thin: Thin, normalizer: str) -> None:
             other = subject.build(config.arguments(), seed=seed).state()
             alike = [name for name in drawn if first[name].size > 1 and np.array_equal(first[name], other[name])]
             equal("7.9", f"drawn entries that are the same for the seeds 3 and {seed}", alike, [], example)
+
+
+@pytest.mark.clause("7.9")
+@pytest.mark.needs("init")
+def test_many_seeds(subject: Subject) -> None:
+    """As many blocks as seeds: of 10,000 possible blocks, 1,000 seeds would give some fifty twice."""
+    config = BlockConfig.of(1, 2, kernel_size=1, padding=0)
+    drawn = [name for name in config.parameters() if name not in constants(config)]
+    seeds = range(1000 if "python" in subject.features else 300)
+    states = (subject.build(config.arguments(), seed=seed).state() for seed in seeds)
+    different = len({b"".join(state[name].tobytes() for name in drawn) for state in states})
+    equal("7.9", f"different blocks of the seeds 0 to {seeds[-1]}", different, len(seeds), Example.of(config))
 
 
 @pytest.mark.clause("7.7", "7.9")

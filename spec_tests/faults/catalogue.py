@@ -15,6 +15,7 @@ from spec_tests.faults import (
     calling,
     conduct,
     construction,
+    construction_rare,
     controls,
     convolution,
     gradients,
@@ -37,7 +38,7 @@ from spec_tests.faults.entry import Fault
 
 _AREAS: tuple[ModuleType, ...] = (norm, batch_norm, activation, order, convolution, shortcut, upsampling, shapes, state)
 _AREAS += (construction, arguments, gradients, arithmetic, conduct, single_clauses, rare, beyond, usage)
-_AREAS += (models, layouts, training, sizes, places, calling, arguments_rare)
+_AREAS += (models, layouts, training, sizes, places, calling, arguments_rare, construction_rare)
 
 
 def _by_id(*groups: tuple[Fault, ...]) -> dict[str, Fault]:
