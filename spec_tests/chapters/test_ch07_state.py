@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from spec_tests.compare import Example, NonConformance, Thin, differing, equal, equal_entries, refused
-from spec_tests.config import BlockConfig
+from spec_tests.config import NAMED_VALUES, BlockConfig
 from spec_tests.enumeration import enumerated
 from spec_tests.marks import by_norm
 from spec_tests.numeric import Numeric, within
@@ -98,6 +98,23 @@ def test_load(subject: Subject, thin: Thin, normalizer: str) -> None:
         # One that declares itself tolerant has its outputs judged by 9.4.
         if "bitwise" in subject.features:
             equal_outputs("7.10", "two blocks of the same state", two, one, example, subject.modes)
+
+
+@pytest.mark.clause("7.10")
+@pytest.mark.needs("memory")
+@by_norm
+def test_load_from_another_block(subject: Subject, thin: Thin, normalizer: str) -> None:
+    """The state of a block goes to another without a copy in between: neither trains the other behind that."""
+    for _, config in thin(enumerated(normalizer=normalizer)):
+        one, two = subject.build(config.arguments()), subject.build(config.arguments())
+        example = Example.of(config, note="two.load_state_dict(one.state_dict())")
+        one.load(other_state(config))
+        two.load_from(one)
+        equal_entries(
+            "7.10", "entries that differ in the second block", differing(two.state(), one.state()), {}, example
+        )
+        fresh_start("7.10", {"the first block": one, "the second one": two}, example)
+        fresh_start("7.10", {"the second block": two, "the first one": one}, example)
 
 
 @pytest.mark.clause("7.10")
@@ -200,6 +217,36 @@ def test_load_is_strict(subject: Subject, normalizer: str) -> None:
             refused(["7.11"], f"loading a model's state with {what}", "state", example, whole.load, named)
 
 
+@pytest.mark.clause("7.11")
+@by_norm
+def test_load_refuses_what_others_hold(subject: Subject, normalizer: str) -> None:
+    """An entry that this block does not hold is refused, though another layer or another block has one like it."""
+    kinds = [
+        ({"activator": activator, "out_planes": planes}, order)
+        for planes in (4, 6)
+        for activator, order in zip(NAMED_VALUES["activator"], ("new", "old", "new"), strict=True)
+    ]
+    for arguments, order in kinds:
+        config = BlockConfig.of(4, normalizer=normalizer, layer_order=order, **arguments)
+        block, state = subject.build(config.arguments()), other_state(config)
+        for name, value in surplus(config).items():
+            what = f"loading a state with {name} of the shape {value.shape}"
+            refused(["7.11"], what, "state", Example.of(config), block.load, {**state, name: value})
+
+
+def surplus(config: BlockConfig) -> dict[str, Array]:
+    """Every entry that a layer of a block of these channels could hold, and that none holds in this one."""
+    entries: dict[str, Array] = {
+        f"{branch}.{place}.{entry}": np.ones((planes,), np.float32)
+        for branch, planes in (("conv1", 4), ("conv2", 4), ("conv3", config.out_planes), ("in_node", config.out_planes))
+        for place in range(3)
+        for entry in ("weight", "bias", "running_mean", "running_var")
+    }
+    entries |= {"in_node.0.weight": np.ones((config.out_planes, 4, 1, 1), np.float32)}
+    entries |= {f"{branch}.0.num_batches_tracked": np.array(1) for branch in ("conv1", "conv2", "conv3", "in_node")}
+    return {name: value for name, value in entries.items() if name not in config.state()}
+
+
 @pytest.mark.clause("7.12")
 @pytest.mark.needs("copy", "mode", "frozen")
 @by_norm
@@ -278,7 +325,7 @@ def test_convert(subject: Subject, thin: Thin, normalizer: str, dtype: str) -> N
         example = Example.of(config)
         before = {name: entry.dtype for name, entry in block.entries().items()}
         block.freeze(list(config.parameters())[::2])
-        converted = block.converted(dtype)
+        converted, short = block.converted(dtype), block.converted(dtype, short=True)
         got_trained, trained = (
             {name: entry.trainable for name, entry in one.entries().items()} for one in (converted, block)
         )
@@ -286,6 +333,8 @@ def test_convert(subject: Subject, thin: Thin, normalizer: str, dtype: str) -> N
         got = {name: entry.dtype for name, entry in converted.entries().items()}
         due = {name: "int64" if name.endswith("num_batches_tracked") else dtype for name in config.state()}
         equal_entries("7.14", f"types after the conversion to {dtype}", got, due, example)
+        got = {name: entry.dtype for name, entry in short.entries().items()}
+        equal_entries("7.14", f"types after the method named for {dtype}", got, due, example)
         after = {name: entry.dtype for name, entry in block.entries().items()}
         equal_entries("7.14", "types of the block that was converted from", after, before, example)
         if dtype == "float64":
@@ -297,8 +346,10 @@ def test_convert(subject: Subject, thin: Thin, normalizer: str, dtype: str) -> N
             # What is loaded in between is what comes back.
             state = other_state(config)
             converted.load({n: v if v.dtype == np.int64 else v.astype(np.float64) for n, v in state.items()})
-            back = converted.converted("float32").state()
-            equal_entries("7.14", "entries with another value on the way back", differing(back, state), {}, example)
+            for form in (False, True):
+                back = converted.converted("float32", short=form).state()
+                what = "entries with another value on the way back"
+                equal_entries("7.14", what, differing(back, state), {}, example)
 
 
 @pytest.mark.clause("7.15")
@@ -321,3 +372,23 @@ def test_modes(subject: Subject, thin: Thin, normalizer: str) -> None:
             block.forward(zeros((2, config.in_planes, 5, 6)), training)
             wrong = [name for name, mode in block.modes().items() if mode != training]
             equal("7.15", f"layers that a call in training={training} switched", wrong, [], example)
+
+
+@pytest.mark.clause("7.15")
+@pytest.mark.needs("mode", "frozen")
+@by_norm
+def test_modes_of_a_frozen_block(subject: Subject, thin: Thin, normalizer: str) -> None:
+    """A switch leaves frozen what is frozen, and nothing else: who fine-tunes switches at every epoch."""
+    for _, config in thin(enumerated(normalizer=normalizer)):
+        block, example = subject.build(config.arguments()), Example.of(config)
+        names = list(config.parameters())
+        for frozen in (names[::2], names, []):
+            block.freeze(frozen)
+            due = {name: entry.trainable for name, entry in block.entries().items()}
+            for training in (False, True):
+                for short in (False, True):
+                    block.set_mode(not training)
+                    block.set_mode(training, short)
+                    got = {name: entry.trainable for name, entry in block.entries().items()}
+                    what = f"trainable behind the switch to training={training}, {len(frozen)} being frozen"
+                    equal_entries("7.15", what, got, due, example)

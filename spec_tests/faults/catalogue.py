@@ -30,6 +30,7 @@ from spec_tests.faults import (
     single_clauses,
     sizes,
     state,
+    state_rare,
     training,
     upsampling,
     usage,
@@ -38,7 +39,7 @@ from spec_tests.faults.entry import Fault
 
 _AREAS: tuple[ModuleType, ...] = (norm, batch_norm, activation, order, convolution, shortcut, upsampling, shapes, state)
 _AREAS += (construction, arguments, gradients, arithmetic, conduct, single_clauses, rare, beyond, usage)
-_AREAS += (models, layouts, training, sizes, places, calling, arguments_rare, construction_rare)
+_AREAS += (models, layouts, training, sizes, places, calling, arguments_rare, construction_rare, state_rare)
 
 
 def _by_id(*groups: tuple[Fault, ...]) -> dict[str, Fault]:

@@ -201,6 +201,10 @@ class Block(ABC):
         """Write a state into the memory of the block's own, as an optimizer does (feature ``"overwrite"``)."""
         raise NotImplementedError
 
+    def load_from(self, other: Block) -> None:
+        """Load the state that the other block gives, its very tensors (feature ``"memory"``)."""
+        raise NotImplementedError
+
     def assign(self, state: Mapping[str, Array]) -> None:
         """Put the tensors of a state in the place of the block's own (feature ``"assign"``).
 
@@ -236,8 +240,11 @@ class Block(ABC):
         """The block after it was serialized and read back (feature ``"serialize"``)."""
         raise NotImplementedError
 
-    def converted(self, dtype: str) -> Block:
-        """A copy whose floating-point entries have another type (feature ``"convert"``)."""
+    def converted(self, dtype: str, short: bool = False) -> Block:
+        """A copy whose floating-point entries have another type (feature ``"convert"``).
+
+        With `short`, by the form that is named for the type.
+        """
         raise NotImplementedError
 
     def modes(self) -> dict[str, bool]:

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from operator import methodcaller
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,9 @@ FEATURES = frozenset(
 )
 # So many buffers may a block use in turn, and be found out.
 LATER = 16
+
+# The methods of a module that are named for a type.
+CONVERSIONS = {"float64": "double", "float32": "float", "float16": "half", "bfloat16": "bfloat16"}
 
 
 def _module(value: object, what: str) -> nn.Module:
@@ -250,6 +254,12 @@ class TorchBlock(Block):
     def load(self, state: Mapping[str, Array]) -> None:
         self._load(state)
 
+    def load_from(self, other: Block) -> None:
+        with translated(f"{self.code}, load_state_dict(other.state_dict())"):
+            if not isinstance(other, TorchBlock):
+                raise Unfit("the other block is no torch module")
+            self.module.load_state_dict(other.module.state_dict())
+
     def assign(self, state: Mapping[str, Array]) -> None:
         self._load(state, assign=True)
 
@@ -297,9 +307,12 @@ class TorchBlock(Block):
     def serialized(self) -> TorchBlock:
         return self._derived(lambda: pickle.loads(pickle.dumps(self.module)), "pickle")
 
-    def converted(self, dtype: str) -> TorchBlock:
+    def converted(self, dtype: str, short: bool = False) -> TorchBlock:
         wanted: torch.dtype = getattr(torch, dtype)
-        return self._derived(lambda: copy.deepcopy(self.module).to(wanted), f"to({dtype})", wanted)
+        if not short:
+            return self._derived(lambda: copy.deepcopy(self.module).to(wanted), f"to({dtype})", wanted)
+        form = CONVERSIONS[dtype]
+        return self._derived(lambda: methodcaller(form)(copy.deepcopy(self.module)), f"{form}()", wanted)
 
     def modes(self) -> dict[str, bool]:
         with translated(self.code):
