@@ -63,7 +63,10 @@ def _second_is_the_first(first: Any, second: Any) -> Any:
 
 
 def _any_two(*kinds: type) -> Callable[[Any], Any]:
-    return lambda value: tuple(value) if isinstance(value, kinds) and len(value) == 2 else value
+    def pair(value: Any) -> Any:
+        return (*value,) if type(value) in kinds and len(value) == 2 else value
+
+    return pair
 
 
 def _digits(value: Any) -> Any:
