@@ -13,6 +13,8 @@ RULES = {
     "tensors": "a tensor that is missing, one too many or unlike what `describe` says is a `bad_request`, and an `x` "
     "of no floating-point type an `invalid_input` (Errors)",
     "offers": "what `hello` does not offer is answered `unsupported`, with its name as `feature` (Errors)",
+    "wide": "a number is taken for no other one, and where it is too large, the answer is `oom` (Arguments)",
+    "large": "a request may be larger than any buffer (Messages)",
     "types": "`init` gives tensors of its `dtype`, and counters of `I64` (Requests, Tensors)",
     "seeds": "a seed is any integer from 0 to 2^63 - 1; the same gives the same numbers, another one others (Requests)",
     "end": "where standard input ends, a port does as for `stop`; inside a request, its status is not 0 (Conduct)",

@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from spec_tests.config import BlockConfig
 from spec_tests.due import LARGEST_SEED
 from spec_tests.meta.honest_port import Port, block
 from spec_tests.meta.lax_base import KNOWN, Answers, before, refused
@@ -82,7 +83,48 @@ def of_seeds(change: Callable[[int], int]) -> type[Port]:
 LAX["keeps-float64-of-a-seed"] = of_seeds(lambda seed: min(int(float(seed)), LARGEST_SEED))
 LAX["keeps-32-bits-of-a-seed"] = of_seeds(lambda seed: seed % 2**32)
 LAX["keeps-62-bits-of-a-seed"] = of_seeds(lambda seed: seed % 2**62)
+LAX["keeps-a-remainder-of-a-seed"] = of_seeds(lambda seed: seed % 65521)
+LAX["keeps-the-last-digits-of-a-seed"] = of_seeds(lambda seed: seed % 10**9)
 LAX["has-seeds-of-its-own"] = of_seeds(lambda seed: seed ^ os.getpid())
+
+
+def wrapped(bits: int) -> Callable[[str], str]:
+    """Each integer in a text as so many bits hold it, without a sign."""
+    return lambda text: re.sub("[1-9][0-9]{4,}", lambda found: str(int(found[0]) % 2**bits), text)
+
+
+NUMBERS = ("in_planes", "out_planes", "kernel_size", "stride", "padding", "output_size")
+for name in ("in_planes", "kernel_size", "stride", "padding", "output_size"):
+    LAX[f"wraps-{name}"] = rewrites([f"cfg.{name}"], wrapped(32))
+LAX["wraps-channels-at-31-bits"] = rewrites(["cfg.in_planes", "cfg.out_planes"], wrapped(31))
+LAX["wraps-shapes"] = rewrites(["shape"], wrapped(32))
+
+
+class WrapsSizes(Port):
+    """Sizes are multiplied in 32 bits."""
+
+    def taken(
+        self, config: BlockConfig, shape: tuple[int, ...], training: bool, header: wire.Header
+    ) -> tuple[int, ...]:
+        return tuple(n % 2**32 for n in super().taken(config, shape, training, header))
+
+
+def has_32_bits(code: str) -> type[Port]:
+    """A port that answers so where an integer needs more than 31 bits."""
+
+    def check(header: wire.Header, _given: object) -> None:
+        keys = ("shape", *(f"cfg.{name}" for name in NUMBERS))
+        written = [header.metadata.get(key, "") for key in keys]
+        right = all(re.fullmatch(r"|null|[0-9]+|\[[0-9]+(,[0-9]+)*\]", text) for text in written)
+        if right and any(int(found) >= 2**31 for text in written for found in re.findall("[0-9]+", text)):
+            raise refused(code, "a number of more than 31 bits")
+
+    return before(check)
+
+
+LAX |= {"wraps-sizes": WrapsSizes, "takes-no-wide-numbers": has_32_bits("invalid_input")}
+# Not lax: PROTOCOL.md allows it.
+LEGAL: dict[str, type[Port]] = {"has-no-memory-for-wide-numbers": has_32_bits("oom")}
 
 
 def default_mode(header: wire.Header, _given: object) -> None:
@@ -137,6 +179,23 @@ def due_shapes(header: wire.Header) -> dict[str, tuple[int, ...]]:
 def give(header: wire.Header, given: dict[str, Array], name: str, dtype: str, array: Array) -> None:
     given[name] = array
     header.tensors[name] = wire.Tensor(dtype, array.shape, 0, 0)
+
+
+def in_order(*ends: str) -> type[Port]:
+    """Beside batch norms, of the tensors whose names end so each is taken for the one that is due at its place."""
+
+    def check(header: wire.Header, given: dict[str, Array]) -> None:
+        for end in ends if header.metadata["op"] in ("forward", "backward") else ():
+            due = [f"{kind}.{n}" for n in due_shapes(header) for kind in "pb" if f"{kind}.{n}".endswith(end)]
+            came, due = [n for n in given if n in due], [n for n in due if n in given]
+            if len({given[n].shape for n in came}) == 1 and any(n.startswith("b.") for n in given):
+                given |= dict(zip(due, [given[n] for n in came], strict=True))
+
+    return before(check)
+
+
+LAX["takes-statistics-as-they-come"] = in_order("running_mean", "running_var", "num_batches_tracked")
+LAX["takes-shifts-as-they-come"] = in_order("bias")
 
 
 def counters_of_one(header: wire.Header, given: dict[str, Array]) -> None:
@@ -240,6 +299,22 @@ def ends_well(where: int) -> type[Port]:
     return looks(look)
 
 
+def no_room(part: int, data: bytes) -> bytes:
+    if part == 2 and len(data) > 300_000:
+        sys.exit("the tensors are too large")
+    return data
+
+
+class LosesTheRest(Port):
+    """Of an output more than 64 KiB are not written."""
+
+    def call(self, header: wire.Header, given: dict[str, Array]) -> Answers:
+        metadata, found = super().call(header, given)
+        for _, array in found.values():
+            array.reshape(-1)[16384:] = 0
+        return metadata, found
+
+
 class LeavesTensors(Port):
     """Of an op that it does not know it does not read the tensors."""
 
@@ -275,6 +350,8 @@ class SaysBye(Port):
 
 LAX |= {
     "has-a-small-buffer": looks(small_buffer),
+    "has-a-small-buffer-for-tensors": looks(no_room),
+    "loses-the-rest-of-an-output": LosesTheRest,
     "ends-well-behind-a-length": ends_well(1),
     "ends-well-behind-a-header": ends_well(2),
     "leaves-tensors-of-unknown-ops": LeavesTensors,

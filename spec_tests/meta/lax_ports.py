@@ -249,7 +249,11 @@ class TakesAnEmptyBatch(Port):
         return metadata, {n: (d, a[:0] if n in ("y", "dx") else a) for n, (d, a) in found.items()}
 
 
-LEGAL: dict[str, type[Port]] = {"adds-to-replies": AddsToReplies, "takes-an-empty-batch": TakesAnEmptyBatch}
+LEGAL: dict[str, type[Port]] = {
+    "adds-to-replies": AddsToReplies,
+    "takes-an-empty-batch": TakesAnEmptyBatch,
+    **lax_messages.LEGAL,
+}
 
 
 def main() -> None:

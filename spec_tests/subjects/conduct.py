@@ -79,12 +79,16 @@ class _Conversation:
             self._over = error.kind == "late" or self.crashes >= CRASHES
             return str(error)
 
-    def works(self, request: bytearray) -> Reply | None:
-        """The reply `ok` to a message that every port takes; None where the clauses will tell that it does not."""
+    def reply_once(self, request: bytearray) -> Reply | str:
+        """The same, of a message that is sent once however often it is asked about."""
         key = bytes(request)
         if key not in self._replies:
             self._replies[key] = self.reply(request)
-        reply = self._replies[key]
+        return self._replies[key]
+
+    def works(self, request: bytearray) -> Reply | None:
+        """The reply `ok` to a message that every port takes; None where the clauses will tell that it does not."""
+        reply = self.reply_once(request)
         return reply if not isinstance(reply, str) and answered(reply[0].metadata)[0] == "ok" else None
 
 
@@ -107,8 +111,8 @@ def _fault(probe: Probe, reply: Reply, due: Due, conversation: _Conversation) ->
     """What is wrong with a reply; empty if nothing is."""
     metadata = reply[0].metadata
     answer, words = answered(metadata)
-    if answer != due.answer:
-        return f"{words}; due is {due.answer}"
+    if answer != due.answer and not (probe.or_oom and answer == "oom"):
+        return f"{words}; due is {due.answer}{' (or oom)' * probe.or_oom}"
     if answer == "unsupported":
         feature = metadata.get("feature", "")
         return "" if feature == due.feature else f"the feature {shown(feature, 40)!r}; due is {due.feature!r}"
@@ -117,6 +121,10 @@ def _fault(probe: Probe, reply: Reply, due: Due, conversation: _Conversation) ->
     for key, value in probe.says:
         if metadata.get(key) != value:
             return f"{key}={shown(metadata.get(key, 'nothing'), 40)}; due is {value}"
+    for name, array in probe.gives.items():
+        got = reply[1].get(name)
+        if got is None or got.shape != array.shape or not np.allclose(got, array, rtol=1e-3):
+            return f"{name} is {'missing' if got is None else 'wrong'}"
     return _unlike(probe, reply, conversation)
 
 
@@ -131,8 +139,11 @@ def _unlike(probe: Probe, reply: Reply, conversation: _Conversation) -> str:
     like = conversation.works(probe.like) if probe.like is not None else None
     if like is not None and not _same(reply, like, exactly):
         return "another reply than the same message without that, which is due"
-    unlike = conversation.works(probe.unlike) if probe.unlike is not None else None
-    return "the same numbers; due are others" if unlike is not None and _same_numbers(reply, unlike, True) else ""
+    for told, request in probe.unlike.items():
+        unlike = conversation.works(request)
+        if unlike is not None and _same_numbers(reply, unlike, True):
+            return f"the same numbers as of {told}; due are others"
+    return ""
 
 
 def _apart(reply: Reply | str) -> tuple[str, str]:
@@ -155,7 +166,7 @@ def odd_messages(port: StdioSubject) -> Found:
         request = wire.read_message(bytes(probe.message))[0]
         op = request.metadata["op"]
         needed = [plain[op]] if op in offers["ops"] else []
-        needed += [other for other in (probe.like, probe.unlike, probe.then) if other is not None]
+        needed += [other for other in (probe.like, probe.then) if other is not None]
         works = all(conversation.works(other) is not None for other in needed)
         if conversation.is_over():
             # A plain request came too late, or crashed once more; the clauses will tell.
@@ -165,7 +176,7 @@ def odd_messages(port: StdioSubject) -> Found:
             found.judged.discard(probe.rule)
             continue
         due = answer_due(request, offers)
-        reply = conversation.reply(probe.message)
+        reply = conversation.reply_once(probe.message)
         words, said = _apart(reply)
         fault = f"{words}; due is {due.answer}" if isinstance(reply, str) else _fault(probe, reply, due, conversation)
         if not fault and probe.then is not None:

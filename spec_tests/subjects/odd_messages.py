@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -18,8 +19,10 @@ Tensors = Mapping[str, tuple[str, Array]]
 CONFIG = BlockConfig.of(2, 3, stride=(1, 2), normalizer="batch")
 # No norm and no slope: products and sums of small integers, which every arithmetic has.
 EXACT = BlockConfig.of(1, 1, kernel_size=1, padding=0, normalizer="null", activator="null")
-# More than a reader with a small buffer for the header expects.
-PADDING = 64 * 1024
+# One channel: all parameters of a norm or an activation have the same shape, and so have the statistics.
+ALIKE = BlockConfig.of(1, 1, kernel_size=1, padding=0, normalizer="batch")
+# More than a reader with a small buffer for the header expects, or one for the tensors.
+PADDING, LARGE = 64 * 1024, (2, 1, 512, 512)
 INTEGERS = ("0x10", "0b11", "1e1", "+3", " 3", "3 ", "03", "3_0", "3.", "3,", "3/1", "--3", "3L", "three", "")
 PAIRS = ("[3, 5]", "[3,5", "3,5", "(3,5)", "[3,5,]", "[+3,5]", "[3,05]", "[3,0x5]", "[3,5]]", "[[3,5]]", "[3;5]", "")
 NOT_NULL = ("None", "NULL", "nil", "undefined", "")
@@ -33,8 +36,32 @@ SEEDS = (
     *("", "-1", "1.5", "0x3", "+3", " 3", "seed", str(2**63), str(2**64), str(2**64 + 3)),
     *("1e1", "3L", "3_0", "3.0", "03"),
 )
-# Seeds that are one in 32 bits, in what 62 bits leave, and in float64.
-ALIKE = ((3, 3 + 2**32), (3, 3 + 2**62), (2**53, 2**53 + 1))
+# What a port may keep of a seed: its rest, its first digits or last ones, a number of float64.
+REMAINDERS = (251, 997, 9973, 65521, 65535, 65537, 999983, 10**9 + 7, 2**31 - 1, 2**31 + 11, 2**32 - 5, 2**32 - 1)
+DIFFERENT_SEEDS = sorted(
+    {
+        *(2**bits for bits in range(63)),
+        *(2**bits + more for bits in (8, 16, 31, 32, 53, 62) for more in (-1, 1, 3)),
+        *(3 + other for other in REMAINDERS),
+        *(3 + 10**digits for digits in range(2, 19, 2)),
+        *(0, 3, LARGEST_SEED),
+    }
+)
+# What is 2 (or 1, 3, 4, 5) in 32 bits or fewer; float64 has all of these numbers, as JavaScript has.
+WIDE: tuple[tuple[dict[str, object], str], ...] = (
+    ({"in_planes": 2**32 + 2}, ""),
+    ({"in_planes": 2**31 + 2}, ""),
+    ({"in_planes": 2**16 + 2, "out_planes": 2**48 + 3}, ""),
+    ({"kernel_size": (2**32 + 3, 3)}, ""),
+    ({"stride": (1, 2**32 + 1)}, ""),
+    ({"stride": (2**32 + 1, 1)}, "[1,2,3,4]"),
+    ({"padding": 2**32 + 1}, "[1,2,4,5]"),
+    ({"scaler": "up", "output_size": (2**32 + 4, 5)}, "[1,2,4,5]"),
+    ({"scaler": "up", "stride": 2**16 + 1}, f"[1,2,{2**16 + 1},5]"),
+    ({}, f"[{2**32 + 1},2,4,5]"),
+    ({}, f"[1,2,{2**32 + 4},5]"),
+    ({}, f"[1,{2**32 + 2},4,5]"),
+)
 # Every object of JavaScript has something of these names.
 INHERITED = ("constructor", "toString")
 
@@ -49,12 +76,16 @@ class Probe:
     like: bytearray | None = None
     # Metadata of a reply `ok`.
     says: tuple[tuple[str, str], ...] = ()
-    # A message from whose reply that to this one must differ.
-    unlike: bytearray | None = None
+    # Messages that were sent before, from whose replies that to this one must differ.
+    unlike: Mapping[str, bytearray] = field(default_factory=dict)
     # A message that every port takes, to be sent behind this one.
     then: bytearray | None = None
     # Type and shape of each tensor of a reply `ok`.
     entries: Mapping[str, str] | None = None
+    # Values of a reply `ok`.
+    gives: Mapping[str, Array] = field(default_factory=dict)
+    # Whether memory may be too small for it.
+    or_oom: bool = False
 
 
 def message(
@@ -110,7 +141,7 @@ def _arguments(ops: Iterable[str]) -> Iterator[Probe]:
             yield Probe("arguments", f"{key}={value!r} in `{op}`", message(op, _tensors_for(op), {key: value}))
 
 
-def _of_no_consequence(ops: Iterable[str]) -> Iterator[Probe]:
+def _of_no_consequence(ops: Iterable[str], modes: Sequence[str]) -> Iterator[Probe]:
     plain = message("describe")
     for key in ("cfg.groups", "comment", "shapes"):
         yield Probe("unknown", f"{key}='1' in `describe`", message("describe", changed={key: "1"}), plain)
@@ -131,6 +162,11 @@ def _of_no_consequence(ops: Iterable[str]) -> Iterator[Probe]:
         yield Probe("order", f"`{op}` with its tensors in reverse", wire.encode({"op": op, **told}, turned), plain)
         if op == "forward":
             yield Probe("order", "`forward` with 64 KiB of spaces behind its header", padded(plain), plain)
+        for mode in modes:
+            tensors = tensors_of(ALIKE, dy=op == "backward")
+            told = {"op": op, **texts(ALIKE.arguments()), "mode": mode}
+            turned, words = dict(reversed(tensors.items())), f"`{op}` in {mode} with its tensors in reverse"
+            yield Probe("order", words, wire.encode(told, turned), wire.encode(told, tensors))
 
 
 def _shapes() -> Iterator[Probe]:
@@ -223,22 +259,53 @@ def _types(dtypes: Iterable[str]) -> Iterator[Probe]:
         yield Probe("types", f"`init` with dtype={dtype}", asked, entries=state_entries(CONFIG, dtype))
 
 
+def _wide() -> Iterator[Probe]:
+    for changed, shape in WIDE:
+        config = BlockConfig.of(**{"in_planes": 2, "out_planes": 2, "normalizer": "batch", **changed})
+        written = {**texts(config.arguments()), **({"shape": shape} if shape else {})}
+        asked = {"op": "describe", **written, "dtype": "F32"}
+        names = {"b": "buffer", "p": "param"}
+        says = {names[name[0]] + name[1:]: entry for name, entry in state_entries(config, "F32").items()}
+        with contextlib.suppress(ValueError):
+            if shape:
+                says["out"] = entry_text("F32", config.output_shape(wire.parse_entry(f"F32 {shape}")[1]))
+        special = {*(f"cfg.{name}" for name in changed), "shape"}
+        words = " and ".join(f"{key}={text}" for key, text in written.items() if key in special)
+        yield Probe("wide", f"`describe` with {words}", wire.encode(asked, {}), says=tuple(says.items()), or_oom=True)
+
+
+def _large() -> Iterator[Probe]:
+    """More than a pipe holds, or a buffer that was made for the other requests."""
+    tensors = tensors_of(EXACT)
+    x = (1 + np.arange(int(np.prod(LARGE))) % 3).reshape(LARGE).astype(np.float32)
+    y = x
+    for name in ("conv1.0", "conv2.0", "conv3.0"):
+        y = y * tensors[f"p.{name}.weight"][1] + tensors[f"p.{name}.bias"][1]
+    asked = {"op": "forward", **texts(EXACT.arguments()), "mode": "eval"}
+    told = f"`forward` with {x.nbytes // 2**20} MiB of tensors"
+    yield Probe("large", told, wire.encode(asked, {**tensors, "x": ("F32", x)}), gives={"y": y + x})
+
+
 def _seeds() -> Iterator[Probe]:
-    for seed in (0, 2**53 + 1, LARGEST_SEED):
-        yield Probe("seeds", f"seed={seed}", message("init", changed={"seed": str(seed)}))
-    for seed, other in ALIKE:
-        first, second = (message("init", changed={"seed": str(n)}) for n in (seed, other))
-        yield Probe("seeds", f"seed={other} after seed={seed}", second, unlike=first)
+    """Seeds that lose what makes them different where a port keeps a part of each."""
+    asked = {"op": "init", **texts(EXACT.arguments()), "dtype": "F32"}
+    before: dict[str, bytearray] = {}
+    for seed in DIFFERENT_SEEDS:
+        request = wire.encode({**asked, "seed": str(seed)}, {})
+        yield Probe("seeds", f"seed={seed}", request, unlike=dict(before))
+        before[f"seed={seed}"] = request
 
 
 def probes(ops: Sequence[str], modes: Sequence[str], dtypes: Sequence[str]) -> Iterator[Probe]:
     """The messages for a port that offers this."""
     yield from _arguments(ops)
-    yield from _of_no_consequence(ops)
+    yield from _of_no_consequence(ops, modes)
     yield from _shapes()
     yield from _written(ops)
     yield from _misfits(ops, dtypes)
     yield from _beyond(ops, modes, dtypes)
+    yield from _wide()
+    yield from _large()
     if "init" in ops:
         yield from _types(dtypes)
         yield from _seeds()
