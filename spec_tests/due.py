@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from math import prod
 from typing import NamedTuple
 
 from spec_tests.config import BlockConfig
@@ -89,6 +90,16 @@ def answer_due(request: Header, offers: Mapping[str, Collection[str]]) -> Due:
             return Due("bad_request", str(error))
         return _shape(config, shape, False)
     return _call(request, config, offers["dtypes"]) if op in ("forward", "backward") else OK
+
+
+def is_wide(request: Header) -> bool:
+    """Whether numbers of a `describe` need more than 31 bits, so that a port may answer `oom`."""
+    if request.metadata.get("op") != "describe":
+        return False
+    written = [text for key, text in request.metadata.items() if key == "shape" or key.startswith("cfg.")]
+    numbers = sorted(int(number) for text in written for number in re.findall("[0-9]{1,19}", text))
+    # Up-sampling multiplies two of them.
+    return prod(numbers[-2:]) >= 2**31
 
 
 def _shape(config: BlockConfig, shape: tuple[int, ...], training: bool) -> Due:

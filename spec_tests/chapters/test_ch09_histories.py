@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from spec_tests.compare import Example, NonConformance, Thin, differing, equal, equal_entries
+from spec_tests.compare import CALL, Example, NonConformance, Thin, differing, equal, equal_entries
 from spec_tests.config import NAMED_VALUES, BlockConfig
 from spec_tests.enumeration import enumerated
 from spec_tests.marks import by_norm
@@ -82,6 +83,15 @@ class History(RuleBasedStateMachine):
         refuses = any("suppress" in step for step in self.steps)
         return self.numeric.script([*(REFUSES if refuses else []), *self.steps])
 
+    @contextlib.contextmanager
+    def _succeeds(self) -> Iterator[None]:
+        """What fails within is told with the steps before it: it may need them to fail."""
+        try:
+            yield
+        except (Crashed, Refused) as error:
+            got = error.error if isinstance(error, Crashed) else error.message + error.where
+            raise NonConformance("9.8", CALL, got, "a result", self._example()) from error
+
     @rule(seed=st.integers(0, 9), training=st.booleans())
     def forward(self, seed: int, training: bool) -> None:
         self._forward(seed, self._mode(training))
@@ -89,7 +99,8 @@ class History(RuleBasedStateMachine):
     def _forward(self, seed: int, training: bool) -> None:
         numeric, example = self._call(seed, training, "y = block.forward(c.x(), c.training)")
         run = numeric.expected(self.block.state())
-        y = self.block.forward(numeric.x(), training)
+        with self._succeeds():
+            y = self.block.forward(numeric.x(), training)
         count("9.8", [inspect("9.8", "the output", y, run.y, example, run), *buffers(self.block, run, example)])
 
     @precondition(lambda self: "inference" in self.subject.features)
@@ -114,7 +125,8 @@ class History(RuleBasedStateMachine):
     def load(self, seed: int) -> None:
         numeric, example = self._call(seed, True, "block.load(c.state())")
         state = numeric.state()
-        self.block.load(state)
+        with self._succeeds():
+            self.block.load(state)
         wrong = differing(self.block.state(), state)
         equal_entries("9.8", "entries that differ from the loaded state", wrong, {}, example)
 
@@ -122,13 +134,15 @@ class History(RuleBasedStateMachine):
     @rule(seed=st.integers(0, 9))
     def overwrite(self, seed: int) -> None:
         numeric, _ = self._call(seed, True, "block.overwrite(c.state())")
-        self.block.overwrite(numeric.state())
+        with self._succeeds():
+            self.block.overwrite(numeric.state())
 
     @precondition(lambda self: "assign" in self.subject.features)
     @rule(seed=st.integers(0, 9))
     def assign(self, seed: int) -> None:
         numeric, _ = self._call(seed, True, "block.assign(c.state())")
-        self.block.assign(numeric.state())
+        with self._succeeds():
+            self.block.assign(numeric.state())
 
     @precondition(lambda self: "functional" in self.subject.features)
     @rule(seed=st.integers(0, 9), training=st.booleans())
@@ -137,7 +151,8 @@ class History(RuleBasedStateMachine):
         step = "y = block.functional(c.state(), c.x(), c.training)"
         numeric, example = self._call(seed, self._mode(training), step)
         before, run = _bits(self.block), numeric.expected(numeric.state())
-        y = self.block.functional(numeric.state(), numeric.x(), numeric.training)
+        with self._succeeds():
+            y = self.block.functional(numeric.state(), numeric.x(), numeric.training)
         count("9.8", [inspect("9.8", "the output with another state", y, run.y, example, run)])
         what = "the block is as before a call with another state"
         equal("9.8", what, _bits(self.block) == before, True, example)
@@ -147,13 +162,15 @@ class History(RuleBasedStateMachine):
     def copy(self) -> None:
         self.steps.append("twin, block = block, block.copy()")
         self.twins.append((self.block, _bits(self.block)))
-        self.block = self.block.copy()
+        with self._succeeds():
+            self.block = self.block.copy()
 
     @precondition(lambda self: {"convert", "float64"} <= self.subject.features)
     @rule()
     def convert_there_and_back(self) -> None:
         self.steps.append("block = block.converted('float64').converted('float32')")
-        self.block = self.block.converted("float64").converted("float32")
+        with self._succeeds():
+            self.block = self.block.converted("float64").converted("float32")
 
     @precondition(lambda self: {"convert", "float64"} <= self.subject.features)
     @rule(seed=st.integers(0, 9), training=st.booleans())
@@ -161,16 +178,18 @@ class History(RuleBasedStateMachine):
         """What a call in one type left behind is not used in another one."""
         step = "y = block.converted('float64').forward(c.x(), c.training)"
         numeric, example = self._call(seed, self._mode(training), step, "float64")
-        twin = self.block.converted("float64")
-        run = numeric.expected(twin.state())
-        y = twin.forward(numeric.x(), numeric.training)
+        with self._succeeds():
+            twin = self.block.converted("float64")
+            run = numeric.expected(twin.state())
+            y = twin.forward(numeric.x(), numeric.training)
         count("9.8", [inspect("9.8", "the output in float64", y, run.y, example, run)])
 
     @precondition(lambda self: "serialize" in self.subject.features)
     @rule()
     def serialize(self) -> None:
         self.steps.append("block = block.serialized()")
-        self.block = self.block.serialized()
+        with self._succeeds():
+            self.block = self.block.serialized()
 
     @rule()
     def refuse(self) -> None:

@@ -220,6 +220,17 @@ def test_wrong_replies(how: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "verdict: right" not in out or how == "exits-1-at-stop"
 
 
+def test_a_number_may_be_too_large(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """For a port without memory for it, where it has more than 31 bits; one that takes it for another is wrong."""
+    wide = request("describe", CONFIG, **{"cfg.in_planes": str(2**32 + 2)})
+    for how, words in (("has-no-memory-for-wide-numbers", "as it may be: a number is too large"), ("", "right")):
+        status, out = replayed(tmp_path, capsys, *wide, port(how))
+        assert (status, f"verdict: {words}" in out) == (0, True)
+    status, out = replayed(tmp_path, capsys, *wide, port("wraps-in_planes"))
+    assert status == 1
+    assert "p.conv1.0.weight: F32 [2]; due is F32 [4294967298]" in out
+
+
 def test_a_late_reply(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "late.request"
     file.write_bytes(wire.encode(*request("forward")))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import re
+import shlex
+import sys
 from dataclasses import replace
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -17,18 +19,23 @@ from rich.console import Console
 from spec_tests.clauses import all_clauses
 from spec_tests.compare import CALL, Tensor
 from spec_tests.config import BlockConfig
+from spec_tests.meta import hostile_ports
+from spec_tests.outcomes import failure_of
 from spec_tests.report import drawing, heat
 from spec_tests.report.diagram import diagram
 from spec_tests.report.files import badge
-from spec_tests.report.folding import MENDING, brief, broken_clauses, causes, reason
+from spec_tests.report.folding import MENDING, Broken, brief, broken_clauses, causes, reason
 from spec_tests.report.junit import junit
 from spec_tests.report.model import Diagnosed, Report
 from spec_tests.report.page import html, markdown
 from spec_tests.report.terminal import ROWS, show
+from spec_tests.subjects import load_subject
+from spec_tests.subjects.base import Crashed
 from spec_tests.verdict import Failure, Verdict
 from spec_tests.verdict import TestOutcome as Outcome
 
 CLAUSES = list(all_clauses())
+HOSTILE = f"cmd:{shlex.join([sys.executable, hostile_ports.__file__, '--how', 'says-internal'])}"
 MUST = [c for c in CLAUSES if all_clauses()[c].level == "MUST"]
 
 
@@ -39,9 +46,8 @@ def picture(ratio: float = 12.0) -> dict[str, Any]:
 
 def failed(clause: str, what: str = "a thing", got: str = "1", numbers: bool = False, **more: Any) -> Outcome:
     expected = more.pop("expected", "2")
-    failure = Failure(
-        clause, what, got, expected, "block = BlockBottleneck2d(1, 1)", picture=picture() if numbers else None
-    )
+    example = more.pop("example", "block = BlockBottleneck2d(1, 1)")
+    failure = Failure(clause, what, got, expected, example, picture=picture() if numbers else None)
     test = more.pop("test", f"chapters/test_ch{int(clause.split('.', maxsplit=1)[0]):02}_x.py::test_{clause}")
     return Outcome(test, (clause,), "failed", {clause: 1}, failure, **more)
 
@@ -143,6 +149,39 @@ def test_numbers_behind_a_loaded_state_follow_other_numbers() -> None:
 def test_one_error_that_ends_many_calls_is_told_once() -> None:
     found = under(*[failed(c, CALL, f"RuntimeError: shape ({n}, 3)") for n, c in enumerate(("3.2", "7.10", "9.2"))])
     assert found == {"3.2": ["7.10", "9.2"]}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "called with float32 (1, 2, 4, 6)",
+        "forward in eval with x of F32 [1,2,4,6]",
+        "backward in eval with x of F32 [1,2,4,6]",
+        "describe with the shape (1, 2, 4, 6)",
+    ],
+)
+def test_a_call_that_ends_in_an_error_is_no_matter_of_the_arguments(call: str) -> None:
+    """Chapter 1 makes calls too, and the clauses of the shapes say more of them."""
+    built = "BlockBottleneck2d(2, 3)"
+    first, shapes = (failed(c, CALL, "boom", example=f"{built}, {call}", test=c) for c in ("1.1", "3.1"))
+    assert under(shapes, first) == {"3.1": ["1.1"]}
+    assert under(first) == {"1.1": []}
+    # Of a clause that both broke, the construction is told.
+    construction = failed("1.1", CALL, "bang", example=built, test="1.1 once more")
+    assert under(shapes, first, construction) == {"1.1": [], "3.1": []}
+    refused = failed("1.1", "a call with `padding` left out", "refused: no", expected="no refusal")
+    assert list(under(failed("3.4", "a call", "refused: no", expected="no refusal"), refused)) == ["3.4", "1.1"]
+
+
+def test_a_call_is_told_by_its_words() -> None:
+    """What a subject says of a call that crashed is what the order of the causes goes by."""
+    for subject in (load_subject("py:spec_tests.meta.odd_blocks:Raises"), load_subject(HOSTILE)):
+        with pytest.raises(Crashed) as crash:
+            subject.build({"in_planes": 2, "out_planes": 3}).output_shape((1, 2, 4, 6))
+        _, failure = failure_of(crash.value, "a test", "1.1")
+        told = Broken("1.1", Outcome("a test", ("1.1",), "failed", {}, failure), failure)
+        assert told.called, failure.example
+        subject.close()
 
 
 def test_numbers_go_under_the_first_wrong_output() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from spec_tests.generators import layouts
-from spec_tests.subjects.tensors import address, parts_of_one, viewed
+from spec_tests.subjects.tensors import address, array_of, parts_of_one, viewed
 
 X = np.arange(2 * 3 * 4 * 5, dtype=np.float32).reshape(2, 3, 4, 5)
 
@@ -49,6 +49,17 @@ def test_others_are_taken_as_they_are(make: Callable[[], Any]) -> None:
     tensor = viewed(x)
     assert tensor.shape == x.shape
     assert np.array_equal(tensor.numpy(), x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_sign_that_was_put_off_is_taken(dtype: torch.dtype) -> None:
+    """Its numbers are right, whatever lies in the memory."""
+    tensor = torch._neg_view(torch.from_numpy(X).to(dtype))
+    assert tensor.is_neg()
+    assert np.array_equal(array_of(tensor, "the output"), -X)
+    imaginary = torch.complex(torch.zeros(3), torch.arange(3.0)).conj().imag
+    assert imaginary.is_neg()
+    assert array_of(imaginary, "the output").tolist() == [0, -1, -2]
 
 
 def test_parts_of_one_memory() -> None:

@@ -1,9 +1,9 @@
 """The order in which failures are to be mended, and the cascades folded under their causes.
 
 Chapters come in the order in which one spoils the next: arguments, structure, shapes, state, values, statistics,
-gradients, invariances, the summary. What chapter 1 finds in the state of a block stands behind the structure, and
-numbers of chapter 7 stand with the invariances. A clause goes under an earlier one by the first of these rules that
-holds:
+gradients, invariances, the summary. What chapter 1 finds in the state of a block stands behind the structure, a call
+that ends in an error there behind the shapes, and numbers of chapter 7 stand with the invariances. A clause goes under
+an earlier one by the first of these rules that holds:
 
 1. Same words: the same thing was looked at and the same was got, numbers in it aside (one error ends many calls);
    of a port that failed, only how it did counts.
@@ -32,7 +32,7 @@ from spec_tests.subjects.base import PORT_FAILED
 from spec_tests.verdict import Failure, TestOutcome, Verdict
 
 MENDING = (1, 2, 3, 7, 4, 6, 5, 9, 8)
-ARGUMENTS, STRUCTURE, STATE, VALUES, SUMMARY, INVARIANCES = 1, 2, 7, 4, 8, 9
+ARGUMENTS, STRUCTURE, SHAPES, STATE, VALUES, SUMMARY, INVARIANCES = 1, 2, 3, 7, 4, 8, 9
 LISTING = ("2.20", "2.21", "2.22", "2.23", "7.1")
 SAME, BUILT, UNLIKE, HELD, EXPLAINED, SPOILED, FOLLOWS, SHARED = (
     "the same happens here",
@@ -44,6 +44,9 @@ SAME, BUILT, UNLIKE, HELD, EXPLAINED, SPOILED, FOLLOWS, SHARED = (
     "probably follows from it",
     "another wrong output, perhaps of the same cause",
 )
+
+# Behind the code of a block in the example of a call that ended in an error: of torch, of a port.
+_OF_A_CALL = re.compile(r"\), (called with|(forward|backward) in|describe with the shape) ")
 
 
 @dataclass(frozen=True)
@@ -73,11 +76,16 @@ class Broken:
         """Whether it is what chapter 1 finds in the state of a block."""
         return self.chapter == ARGUMENTS and self.failure.what.startswith(STATE_OF)
 
+    @property
+    def called(self) -> bool:
+        """Whether it is a call that chapter 1 makes of a block which it could build."""
+        return self.chapter == ARGUMENTS and _called(self.failure)
+
     def place(self) -> tuple[bool, int, bool, tuple[int, ...]]:
         """Sorts by the order of mending; advice comes last."""
         late = INVARIANCES if self.chapter == STATE and self.numeric else self.chapter
-        chapter = STRUCTURE if self.listed else late
-        return self.level != "MUST", MENDING.index(chapter), self.listed, sort_key(self.clause)
+        chapter = STRUCTURE if self.listed else SHAPES if self.called else late
+        return self.level != "MUST", MENDING.index(chapter), self.listed or self.called, sort_key(self.clause)
 
 
 @dataclass
@@ -101,7 +109,11 @@ def broken_clauses(verdict: Verdict, without: Collection[str] = ()) -> list[Brok
     for outcome in verdict.failures():
         if outcome.failure and outcome.test not in without:
             found.setdefault(outcome.failure.clause, []).append(outcome)
-    broken = (Broken(c, o[0], f, len(o) - 1) for c, o in found.items() if (f := o[0].failure) is not None)
+    broken = []
+    for clause, outcomes in found.items():
+        all_of_it = [Broken(clause, o, o.failure, len(outcomes) - 1) for o in outcomes if o.failure is not None]
+        # Of the arguments, what shows without a call is nearer to the cause.
+        broken.append(min(all_of_it, key=lambda one: one.called))
     return sorted(broken, key=Broken.place)
 
 
@@ -163,6 +175,12 @@ def _under(one: Broken, found: Iterable[Cause], explained: bool) -> tuple[Cause 
 def _ended(failure: Failure) -> bool:
     """Whether a call that had to succeed did not: it crashed, or was refused."""
     return failure.what == CALL or failure.expected == TAKEN
+
+
+def _called(failure: Failure) -> bool:
+    """Whether it is a call of a block that ended so, and not its construction."""
+    refused = failure.expected == TAKEN and failure.what.startswith("a call")
+    return refused or (failure.what == CALL and _OF_A_CALL.search(failure.example) is not None)
 
 
 def _words(failure: Failure) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from spec_tests.conduct_rules import RULE, RULES
-from spec_tests.due import Due, answer_due, entry_text
+from spec_tests.due import Due, answer_due, entry_text, is_wide
 from spec_tests.subjects import wire
 from spec_tests.subjects.base import SubjectError
 from spec_tests.subjects.odd_messages import CONFIG, Probe, message, probes, tensors_of
@@ -107,12 +107,12 @@ def _same_numbers(got: Reply, other: Reply, exactly: bool) -> bool:
     return all(a.shape == b.shape and np.allclose(a, b, rtol=1e-3, equal_nan=True) for a, b in pairs)
 
 
-def _fault(probe: Probe, reply: Reply, due: Due, conversation: _Conversation) -> str:
+def _fault(probe: Probe, request: wire.Header, reply: Reply, due: Due, conversation: _Conversation) -> str:
     """What is wrong with a reply; empty if nothing is."""
     metadata = reply[0].metadata
     answer, words = answered(metadata)
-    if answer != due.answer and not (probe.or_oom and answer == "oom"):
-        return f"{words}; due is {due.answer}{' (or oom)' * probe.or_oom}"
+    if answer != due.answer and not (answer == "oom" and is_wide(request)):
+        return f"{words}; due is {due.answer}{' (or oom)' * is_wide(request)}"
     if answer == "unsupported":
         feature = metadata.get("feature", "")
         return "" if feature == due.feature else f"the feature {shown(feature, 40)!r}; due is {due.feature!r}"
@@ -178,7 +178,9 @@ def odd_messages(port: StdioSubject) -> Found:
         due = answer_due(request, offers)
         reply = conversation.reply_once(probe.message)
         words, said = _apart(reply)
-        fault = f"{words}; due is {due.answer}" if isinstance(reply, str) else _fault(probe, reply, due, conversation)
+        fault = f"{words}; due is {due.answer}"
+        if not isinstance(reply, str):
+            fault = _fault(probe, request, reply, due, conversation)
         if not fault and probe.then is not None:
             words, said = _apart(conversation.reply(probe.then))
             fault = "" if words == "ok" else f"the next request: {words}; due is ok"

@@ -56,7 +56,9 @@ class TorchBlock(Block):
         self._last: tuple[Array, torch.Tensor] | None = None
 
     def _again(self, x: Array) -> torch.Tensor:
-        """As `_tensor`, and the same tensor as in the last call for the same array."""
+        """As `_tensor`, and the same tensor as in the last call for the same array, if it is no copy."""
+        if self.device != "cpu" or self.dtype == torch.bfloat16:
+            return self._tensor(x)
         if self._last is None or self._last[0] is not x:
             self._last = x, self._tensor(x)
         return self._last[1]

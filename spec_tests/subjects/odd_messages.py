@@ -84,8 +84,6 @@ class Probe:
     entries: Mapping[str, str] | None = None
     # Values of a reply `ok`.
     gives: Mapping[str, Array] = field(default_factory=dict)
-    # Whether memory may be too small for it.
-    or_oom: bool = False
 
 
 def message(
@@ -271,7 +269,7 @@ def _wide() -> Iterator[Probe]:
                 says["out"] = entry_text("F32", config.output_shape(wire.parse_entry(f"F32 {shape}")[1]))
         special = {*(f"cfg.{name}" for name in changed), "shape"}
         words = " and ".join(f"{key}={text}" for key, text in written.items() if key in special)
-        yield Probe("wide", f"`describe` with {words}", wire.encode(asked, {}), says=tuple(says.items()), or_oom=True)
+        yield Probe("wide", f"`describe` with {words}", wire.encode(asked, {}), says=tuple(says.items()))
 
 
 def _large() -> Iterator[Probe]:
