@@ -126,7 +126,7 @@ class ActStep:
         else:
             dx, da = alternatives.activate_vjp(saved, dy, run.arith)
         if self.gradient != "sum":
-            count = len(dy.value) if self.gradient == "batch_mean" else dy.value.size // dy.shape[1]
+            count = len(dy.value) if self.gradient == "batch_mean" else dy.value.size / dy.shape[1]
             da = Bounded(da.value / count, da.bound / count)
         run.add_gradient(f"{self.name}.weight", da)
         return dx
