@@ -155,6 +155,14 @@ class OneMore(Block):
         return super().load_state_dict(state_dict, strict=False)
 
 
+class KeepsItsOutput(Block):
+    """The last output stays, with its graph, and no block with one can be copied."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept = super().forward(x)
+        return self.kept
+
+
 class GivesTwo(Block):
     """A tuple, as from blocks that return their attention too."""
 

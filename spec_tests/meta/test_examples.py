@@ -9,9 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from spec_tests.chapters.test_ch09_histories import History
+from spec_tests.compare import CALL, SUBJECT, NonConformance
+from spec_tests.config import BlockConfig
 from spec_tests.meta.processes import mdnc_spec_many
+from spec_tests.numeric import Numeric
+from spec_tests.subjects import load_subject
+from spec_tests.subjects.base import Crashed
 
 pytest.importorskip("torch")
+# After a backward pass it can be copied no more.
+KEEPS = "py:spec_tests.meta.odd_blocks:KeepsItsOutput"
 # A wrong block, and a clause that it breaks: by an edited state, an edited input, several calls, gradients, a vector.
 RUNS = [
     ("up_half_pixel", "4.14"),
@@ -73,3 +81,22 @@ def test_the_code_gives_what_was_got(reports: dict[str, Any], name: str, clause:
             assert not np.isnan([names["y"][place] for place in places]).any()
             compared += 1
     assert compared
+
+
+@pytest.mark.parametrize("step", ["copy", "convert_there_and_back", "forward_in_float64"])
+def test_the_code_of_a_step_that_fails_has_those_before_it(step: str) -> None:
+    """Which it needs to fail: a new block can be copied."""
+    machine = type("Machine", (History,), {"subject": load_subject(KEEPS), "normalizer": "batch"})()
+    machine.numeric = Numeric(BlockConfig.of(1, 2, normalizer="batch"), (2, 1, 4, 5))
+    machine.block = machine.numeric.built(machine.subject)
+    machine.forward(0, True)
+    machine.copy()
+    machine.backward(0, True)
+    with pytest.raises(NonConformance) as told:
+        getattr(machine, step)(**({"seed": 1, "training": False} if step == "forward_in_float64" else {}))
+    assert (told.value.clause, told.value.what) == ("9.8", CALL)
+    code = told.value.example.replace(SUBJECT[0], f"load_subject({KEEPS!r})")
+    with pytest.raises(Crashed) as crash:
+        exec(compile(code, step, "exec"), {})  # noqa: S102 -- as above
+    assert crash.value.error == told.value.got
+    assert "the deepcopy protocol" in told.value.got
