@@ -33,5 +33,6 @@ def arguments() -> list[str]:
         # By module name: pytest takes no path with brackets in it.
         *("--pyargs", "spec_tests.chapters", "-c", str(PACKAGE / "suite.ini"), "--rootdir", str(PACKAGE)),
         *("-p", "spec_tests.plugin", "-p", "no:cacheprovider", "-p", "no:terminalreporter"),
-        *("-p", "no:unraisableexception", "-q", "--assert=plain"),
+        # Next to a name that is no path, pytest looks where it runs.
+        *("-p", "no:unraisableexception", "-q", "--assert=plain", "--noconftest"),
     ]

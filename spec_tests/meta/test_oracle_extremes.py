@@ -6,7 +6,8 @@ import numpy as np
 
 from spec_tests.oracle.bounds import FLOAT32, FLOAT64, Bounded
 from spec_tests.oracle.norm import moments, normalize, normalize_vjp
-from spec_tests.oracle.upsample import axes, passed_on, resample
+from spec_tests.oracle.upsample import axes, resample
+from spec_tests.oracle.verdict import judge
 
 F = np.float32
 
@@ -71,13 +72,30 @@ def test_a_claim_stands_up_to_the_largest_number() -> None:
 
 
 def test_up_sampling_to_the_same_size_claims_nothing_beside_what_is_not_finite() -> None:
-    """A product with a weight of 0 may be NaN there; other planes and all values are as they were."""
+    """A product with a weight of 0 may be NaN there; other planes and all their values are as they were."""
     finite = Bounded(np.arange(48.0).reshape(2, 2, 3, 4), np.full((2, 2, 3, 4), 0.5))
-    assert passed_on(finite) is finite
+    maps = axes((3, 4), (3, 4), FLOAT32)
     for number, where in ((np.nan, "value"), (-np.inf, "value"), (np.inf, "bound")):
         parts = {"value": finite.value.copy(), "bound": finite.bound.copy()}
         parts[where][1, 0, 2, 1] = number
-        found = passed_on(Bounded(**parts))
-        np.testing.assert_array_equal(found.value, parts["value"])
-        assert np.isinf(found.bound[1, 0]).all()
-        assert (found.bound[[0, 0, 1], [0, 1, 1]] == 0.5).all()
+        with np.errstate(invalid="ignore"):
+            found = resample(Bounded(**parts), *maps, FLOAT32)
+        assert not np.isfinite(found.bound[1, 0]).any()
+        others = [0, 0, 1], [0, 1, 1]
+        np.testing.assert_array_equal(found.value[others], finite.value[others])
+        assert (found.bound[others] < 0.501).all()
+
+
+def test_up_sampling_to_the_same_size_admits_rounded_places() -> None:
+    """The places of the input are reached by a quotient and a product, as where the size changes."""
+    x = np.random.default_rng(0).normal(size=(1, 1, 1, 50)).astype(np.float32)
+    due = resample(Bounded.exact(x.astype(float)), *axes((1, 50), (1, 50), FLOAT32), FLOAT32)
+    for place in (
+        np.linspace(0, 1, 50, dtype=np.float32) * np.float32(49),
+        np.arange(50, dtype=np.float32) * np.float32(1 / 49) * np.float32(49),
+    ):
+        low = np.minimum(np.floor(place).astype(int), 49)
+        part = place - low.astype(np.float32)
+        y = x[..., low] * (1 - part) + x[..., np.minimum(low + 1, 49)] * part
+        assert judge(y, due).ok
+    assert not judge(x * np.float32(1.001), due).ok

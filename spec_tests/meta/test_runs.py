@@ -43,7 +43,8 @@ class Wrong(BlockBottleneck2d):
 def test_a_hostile_directory(tmp_path: Path) -> None:
     """The user's own configuration of pytest, Hypothesis and Python does not reach the run.
 
-    The suite is installed below the user's directory, as in a `.venv` there: pytest looks upwards for its files.
+    The suite is installed below the user's directory, as in a `.venv` there, since pytest looks upwards for its files,
+    and elsewhere.
     """
     folder = tmp_path / "with spaces and [brackets]"
     folder.mkdir()
@@ -55,7 +56,9 @@ def test_a_hostile_directory(tmp_path: Path) -> None:
         "conftest.py": "raise RuntimeError('the conftest of the user')\n",
         "block.py": LOCAL,
         "test_ch01_arguments.py": "raise RuntimeError('a test of the user')\n",
+        "tests/conftest.py": "def pytest_addoption(parser): parser.addoption('--seed')\n",
     }
+    (folder / "tests").mkdir()
     for name, text in hostile.items():
         (folder / name).write_text(text, encoding="utf-8")
     site = folder / ".venv" / "site"
@@ -70,13 +73,17 @@ def test_a_hostile_directory(tmp_path: Path) -> None:
         COLUMNS="40",
     )
     chosen = ("--clause", "2.23", "--clause", "1.2")
-    ended = mdnc_spec(*run_arguments("py:block:Right", *chosen), cwd=folder, env=env)
-    assert ended.status == 0, ended.out + ended.err
-    assert "py:block:Right conforms: 2 clauses hold" in ended.out
+    for place in (site, ROOT):
+        here = {**env, "PYTHONPATH": str(place)}
+        ended = mdnc_spec(*run_arguments("py:block:Right", *chosen), cwd=folder, env=here)
+        assert ended.status == 0, ended.out + ended.err
+        assert "py:block:Right conforms: 2 clauses hold" in ended.out
     ended = mdnc_spec(*run_arguments("py:block:Wrong", "--clause", "1.1", "-n", "2"), cwd=folder, env=env)
     assert ended.status == 1, ended.out + ended.err
     assert set(ended.failures()) == {"1.1"}
-    assert sorted(p.name for p in folder.iterdir() if p.name != ".venv") == sorted(hostile)
+    assert sorted(p.name for p in folder.iterdir() if p.name != ".venv") == sorted(
+        {name.partition("/")[0] for name in hostile}
+    )
 
 
 @pytest.mark.slow

@@ -62,6 +62,14 @@ def test_a_sign_that_was_put_off_is_taken(dtype: torch.dtype) -> None:
     assert array_of(imaginary, "the output").tolist() == [0, -1, -2]
 
 
+def test_parts_of_one_memory_count_their_changes_apart() -> None:
+    """Who changes a running mean in place has not changed the weights that autograd kept."""
+    found = dict(parts_of_one({"a": torch.ones(2), "b": torch.ones(3, 2, 1, 1)}, "cpu"))
+    before = found["b"]._version
+    found["a"].mul_(2)
+    assert found["b"]._version == before
+
+
 def test_parts_of_one_memory() -> None:
     """Equal to what they are made of, apart from each other, behind the beginning, and no convolution weight plain."""
     given = {

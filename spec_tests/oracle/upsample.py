@@ -67,18 +67,6 @@ def resample(x: Bounded, rows: Axis, cols: Axis, arith: Arith) -> Bounded:
     return arith.stored(value, bound + (1 + c) * doubt + 4 * arith.tiny)
 
 
-def passed_on(x: Bounded) -> Bounded:
-    """The output where no size changes: x itself, by weights of 1 and 0.
-
-    Who multiplies by the zeros makes NaN of what is not finite, so that nothing is claimed of its plane, as `resample`
-    claims nothing of it.
-    """
-    unsure = ~np.isfinite(x.value) | ~np.isfinite(x.bound)
-    if not unsure.any():
-        return x
-    return Bounded(x.value, np.where(unsure.any((2, 3), keepdims=True), np.inf, x.bound))
-
-
 def resample_vjp(rows: Axis, cols: Axis, dy: Bounded, arith: Arith) -> Bounded:
     """The gradient dx = R^T dy C: the transposed weights (clause 5.7)."""
     terms = rows.readers * cols.readers

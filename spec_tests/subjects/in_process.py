@@ -100,7 +100,7 @@ class TorchBlock(Block):
         # At a change only: what `train` makes anew at each call would never be out of date.
         if self.module.training != wanted:
             self.module.train(wanted)
-        with own_kernels(self.dtype), unalarmed(self.device):
+        with self._kernels(given), unalarmed(self.device):
             return tensor_of((call or self.module)(given), "the output")
 
     def entries(self) -> dict[str, Entry]:
@@ -202,7 +202,7 @@ class TorchBlock(Block):
         return {name: array_of(grad, f"the gradient of {name}") for name, grad in found.items()}
 
     def _kernels(self, *given: torch.Tensor) -> contextlib.AbstractContextManager[None]:
-        """Those of a backward pass; weights in another order in memory bring oneDNN's convolutions there too."""
+        """Those of a call; weights in another order in memory bring oneDNN's convolutions there too."""
         return own_kernels(self.dtype, *given, *self.module.parameters())
 
     def deferred(self, calls: Sequence[tuple[Array, Array]], training: bool) -> list[Gradients]:
@@ -275,7 +275,12 @@ class TorchBlock(Block):
             tensors._metadata = getattr(self.module.state_dict(), "_metadata", {})  # type: ignore[attr-defined]
             try:
                 self.module.load_state_dict(tensors, strict=True, **how)
-            except RuntimeError as error:  # torch's own way to refuse a state
+            except (
+                RuntimeError,
+                LookupError,
+                TypeError,
+                ValueError,
+            ) as error:  # torch's way to refuse a state, others'
                 raise Refused("", words(error), self.code, where(error)) from error
 
     def overwrite(self, state: Mapping[str, Array]) -> None:

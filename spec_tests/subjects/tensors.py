@@ -83,7 +83,8 @@ def parts_of_one(tensors: Mapping[str, torch.Tensor], device: str) -> Iterator[t
             part = swapped if number % 2 else last
         else:
             part = part[::2].view(tensor.shape)
-        yield name, part.copy_(tensor)
+        # Each counts its own changes, as the tensors of a file do.
+        yield name, part.copy_(tensor).data
 
 
 def address(tensor: torch.Tensor) -> int:
