@@ -18,7 +18,7 @@ from spec_tests.config import NAMED_VALUES, BlockConfig
 from spec_tests.enumeration import enumerated
 from spec_tests.marks import by, by_norm
 from spec_tests.strategies import geometries
-from spec_tests.subjects.base import Array, Subject
+from spec_tests.subjects.base import Array, Subject, zeros
 
 # Clause, meaning and value of what is constant at construction, by kind of layer and name of the tensor.
 CONSTANTS = {
@@ -306,13 +306,15 @@ def test_many_seeds(subject: Subject) -> None:
 @pytest.mark.needs("init", "python")
 @by_norm
 def test_seeds_of_the_next_block(subject: Subject, thin: Thin, normalizer: str) -> None:
-    """A block leaves the generator where its own draws end: the one after it differs from it, and by the seed."""
+    """A block and its calls leave the generator where its own draws end: the next one differs, and by the seed."""
     for _, config in thin(enumerated(normalizer=normalizer)):
-        example = Example.of(config)
-        (first, following), (_, other) = (
-            (subject.build(config.arguments(), seed=seed).state(), subject.build(config.arguments()).state())
-            for seed in (3, 4)
-        )
+        example, states = Example.of(config), []
+        for seed in (3, 4):
+            block = subject.build(config.arguments(), seed=seed)
+            states.append(block.state())
+            block.forward(zeros((2, config.in_planes, 5, 6)))
+            states.append(subject.build(config.arguments()).state())
+        first, following, _, other = states
         drawn = [n for n in config.parameters() if n not in constants(config) and first[n].size > 1]
         for clause, what, one, two in (
             ("7.7", "two blocks in a row", first, following),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -372,6 +373,14 @@ def test_modes(subject: Subject, thin: Thin, normalizer: str) -> None:
             block.forward(zeros((2, config.in_planes, 5, 6)), training)
             wrong = [name for name, mode in block.modes().items() if mode != training]
             equal("7.15", f"layers that a call in training={training} switched", wrong, [], example)
+        # In a block in training some layers are frozen; neither a call nor a refusal thaws them or freezes others.
+        frozen_layers(block)
+        before = block.modes()
+        for planes in (config.in_planes, config.in_planes + 1):
+            with contextlib.suppress(Refused):
+                block.forward(zeros((2, planes, 5, 6)), True)
+            wrong = [name for name, mode in block.modes().items() if mode != before[name]]
+            equal("7.15", f"layers that a call with {planes} channels switched", wrong, [], example)
 
 
 @pytest.mark.clause("7.15")

@@ -184,7 +184,50 @@ def _nothing_in_an_empty_batch(block: Any, x: Any) -> Tensor:
     return Block.forward(block, x)
 
 
+def _all_in_one_mode(block: Any, x: Tensor) -> Tensor:
+    y = Block.forward(block, x)
+    block.train(block.training)
+    return y
+
+
+def _checked_in_evaluation(block: Any, x: Any) -> None:
+    training = block.training
+    block.eval()
+    Block._check(block, x)
+    if training:
+        block.train()
+
+
+def _seeded(block: Any, x: Tensor) -> Tensor:
+    torch.manual_seed(0)
+    return Block.forward(block, x)
+
+
 FAULTS: tuple[Fault, ...] = (
+    fault(
+        "thawed_by_a_call",
+        "a call gives every layer the mode of the block",
+        "train(self.training) behind a change of the mode",
+        "7.15",
+        "state history",
+        forward=_all_in_one_mode,
+    ),
+    fault(
+        "refusal_leaves_evaluation",
+        "behind a refused call the block is in evaluation",
+        "eval() and train() around a check, without finally",
+        "7.15",
+        "state history",
+        methods={"_check": _checked_in_evaluation},
+    ),
+    fault(
+        "call_seeds",
+        "a call seeds the random generator",
+        "manual_seed(0) for calls that repeat",
+        "7.7 7.9",
+        "construction history",
+        forward=_seeded,
+    ),
     fault(
         "packed_for_inference",
         "weights are packed at the first call under inference, and never again",
