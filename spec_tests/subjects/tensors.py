@@ -32,8 +32,8 @@ def array_of(value: object, what: str) -> Array:
     try:
         # NumPy has no bfloat16; float32 holds every bfloat16 number exactly.
         plain = tensor.to(torch.float32) if tensor.dtype == torch.bfloat16 else tensor
-        # By force: a sign that torch has put off, as that of an imaginary part, is taken now.
-        array: Array = plain.numpy(force=True).copy()
+        # A sign that torch has put off, as that of an imaginary part, is taken now.
+        array: Array = plain.cpu().resolve_neg().numpy().copy()
     except torch.AcceleratorError:  # what went wrong in a kernel is told at the next copy
         raise
     except (TypeError, RuntimeError) as error:  # sparse, quantized, without memory, of a type of torch's own
