@@ -178,6 +178,7 @@ def test_refusals_of_other_calls(subject: Subject, normalizer: str) -> None:
         for training in subject.modes:
             block = subject.build(config.arguments())
             example = Example.of(config, shape, "training" if training else "evaluation")
+            refused([clause], "a call", "value", example, block.forward, x, training)
             if "backward" in subject.features:
                 dy = zeros((shape[0], config.out_planes, *config.shortcut_size(shape[2:])))
                 refused([clause], "a call that is differentiated", "value", example, block.backward, x, dy, training)

@@ -53,11 +53,11 @@ def test_what_is_not_computed_by_onednn() -> None:
     assert settings == [False] * 3 + [before] * 3
     settings.clear()
     block.backward(np.asarray(case.x(), order="F"), case.dy(), False)
-    assert settings == [before, False], "on the way back of an x in another order"
+    assert settings == [False, False], "for an x in another order, and on the way back"
     settings.clear()
     block = Numeric(BlockConfig.of(2, 2, normalizer="null"), (2, 2, 6, 5)).built(TorchSubject("py:x:X", Watched))
     block.rearranged().backward(np.ones((2, 2, 6, 5), np.float32), np.ones((2, 2, 6, 5), np.float32), False)
-    assert settings == [before, False], "on the way back where the weights lie in another order"
+    assert settings == [False, False], "where the weights lie in another order, and on the way back"
     assert torch.backends.mkldnn.enabled == before
 
 

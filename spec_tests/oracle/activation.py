@@ -79,4 +79,4 @@ def slope_vjp(saved: Activated, dy: Bounded, arith: Arith) -> Bounded:
     products = dy.value * below
     apart = np.abs(dy.value) * (np.abs(x.value) + np.maximum(x.value, 0.0))
     errors = np.abs(dy.value) * below_bound + dy.bound * (np.abs(below) + below_bound)
-    return arith.stored(products.sum((0, 2, 3)), ((1 + c) * errors + c * apart).sum((0, 2, 3)) + 2 * m * arith.tiny)
+    return arith.stored(products.sum((0, 2, 3)), ((1 + c) * errors + c * apart).sum((0, 2, 3)) + m * arith.tiny)

@@ -275,12 +275,7 @@ class TorchBlock(Block):
             tensors._metadata = getattr(self.module.state_dict(), "_metadata", {})  # type: ignore[attr-defined]
             try:
                 self.module.load_state_dict(tensors, strict=True, **how)
-            except (
-                RuntimeError,
-                LookupError,
-                TypeError,
-                ValueError,
-            ) as error:  # torch's way to refuse a state, others'
+            except RuntimeError as error:  # torch's own way to refuse a state
                 raise Refused("", words(error), self.code, where(error)) from error
 
     def overwrite(self, state: Mapping[str, Array]) -> None:
