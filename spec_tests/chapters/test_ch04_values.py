@@ -337,7 +337,7 @@ def test_numbers_that_are_not_finite_in_other_calls(subject: Subject, thin: Thin
     values = (("4.22", np.nan), ("4.23", np.inf), ("4.23", -np.inf))
     for seed, (names, training) in thin(enumerate(product(named_values(normalizer=normalizer), subject.modes))):
         numeric = Numeric(BlockConfig.of(2, 3, **names), (2, 2, 7, 9), seed=seed, training=training)
-        for dtype in sorted({"float64", "bfloat16"} & subject.features):
+        for dtype in ("float32", *sorted({"float64", "bfloat16"} & subject.features)):
             judge_nonfinite(subject, "4.22", replace(numeric, dtype=dtype), np.nan, (1, 0, 5, 7))
         if {"backward", "output"} <= subject.features:
             clause, value = values[seed % 3]
