@@ -33,7 +33,8 @@ from spec_tests.subjects.raised import translated
 def test_what_is_not_computed_by_onednn() -> None:
     """Of bfloat16, a right block whose convolution oneDNN spoils on some processors; elsewhere its setting shows it."""
     config = BlockConfig.of(5, 1, kernel_size=(1, 3), stride=(1, 3), padding=(0, 1), normalizer="null")
-    settings, before = [], torch.backends.mkldnn.enabled
+    settings: list[object] = []
+    before = torch.backends.mkldnn.enabled
 
     class Watched(BlockBottleneck2d):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
