@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
@@ -132,45 +132,47 @@ def bad_arguments() -> Iterator[BadArgument]:
             yield BadArgument(argument, value, "value")
 
 
+# Arguments, and batch, height and width.
+Size = tuple[dict[str, Any], tuple[int, int, int]]
+LARGE: tuple[Size, ...] = (
+    ({"in_planes": 3, "out_planes": 4}, (18, 5, 6)),
+    ({"in_planes": 40, "out_planes": 40}, (2, 3, 4)),
+    ({"in_planes": 7, "out_planes": 13}, (2, 4, 5)),
+    ({"in_planes": 33, "out_planes": 70, "kernel_size": 1, "padding": 0}, (2, 4, 3)),
+    ({"in_planes": 2, "out_planes": 3, "kernel_size": (7, 9), "padding": (3, 4), "stride": (1, 2)}, (2, 9, 8)),
+    ({"in_planes": 2, "out_planes": 2, "stride": (4, 5)}, (2, 9, 11)),
+    ({"in_planes": 2, "out_planes": 2, "stride": 2}, (1, 3, 71)),
+    ({"in_planes": 1, "out_planes": 2, "stride": (2, 1)}, (1, 301, 2)),
+    ({"in_planes": 1, "out_planes": 2, "stride": (1, 2)}, (1, 2, 301)),
+    ({"in_planes": 1, "out_planes": 1}, (1, 70, 71)),
+    ({"in_planes": 1, "out_planes": 1}, (1, 80, 96)),
+    ({"in_planes": 2, "out_planes": 3}, (130, 2, 2)),
+    ({"in_planes": 3, "out_planes": 4}, (8, 3, 4)),
+    # What is a multiple of what registers, tiles and memory lines hold.
+    ({"in_planes": 16, "out_planes": 64, "kernel_size": 1, "padding": 0}, (2, 8, 8)),
+    ({"in_planes": 2, "out_planes": 256, "kernel_size": 1, "padding": 0}, (1, 2, 3)),
+    ({"in_planes": 130, "out_planes": 129, "kernel_size": 1, "padding": 0}, (1, 1, 2)),
+    ({"in_planes": 2, "out_planes": 2, "kernel_size": 11, "padding": 5, "stride": 7}, (1, 9, 10)),
+    ({"in_planes": 2, "out_planes": 2, "kernel_size": 15, "padding": 7, "stride": 8}, (1, 9, 17)),
+    ({"in_planes": 2, "out_planes": 3, "kernel_size": 7, "padding": 3, "stride": 6}, (2, 13, 14)),
+    ({"in_planes": 2, "out_planes": 3, "output_size": (32, 3)}, (2, 3, 3)),
+    ({"in_planes": 2, "out_planes": 3, "output_size": (4, 5)}, (2, 1, 1)),
+    ({"in_planes": 2, "out_planes": 3, "output_size": 1}, (2, 9, 10)),
+)
 # Sums of so many terms, and planes of so many elements, that bounds of float32 say little behind a norm.
-WIDE: list[tuple[dict[str, Any], tuple[int, int, int]]] = [
+WIDE: tuple[Size, ...] = (
     ({"in_planes": 64, "out_planes": 64}, (1, 8, 8)),
     ({"in_planes": 16, "out_planes": 32}, (16, 8, 16)),
     ({"in_planes": 1, "out_planes": 1}, (1, 257, 256)),
-]
+)
 
 
-def large(scaler: str, wide: bool = False) -> Iterator[tuple[BlockConfig, tuple[int, int, int, int]]]:
+def large(scaler: str, sizes: Iterable[Size] = LARGE) -> Iterator[tuple[BlockConfig, tuple[int, int, int, int]]]:
     """Blocks and inputs beyond the sizes that are drawn: batches, channels, kernels, strides, lengths.
 
-    Every normalizer comes with each, and the other names change from one to the next. With `wide`, those of `WIDE`.
+    Every normalizer comes with each, and the other names change from one to the next.
     """
-    sizes: list[tuple[dict[str, Any], tuple[int, int, int]]] = [
-        ({"in_planes": 3, "out_planes": 4}, (18, 5, 6)),
-        ({"in_planes": 40, "out_planes": 40}, (2, 3, 4)),
-        ({"in_planes": 7, "out_planes": 13}, (2, 4, 5)),
-        ({"in_planes": 33, "out_planes": 70, "kernel_size": 1, "padding": 0}, (2, 4, 3)),
-        ({"in_planes": 2, "out_planes": 3, "kernel_size": (7, 9), "padding": (3, 4), "stride": (1, 2)}, (2, 9, 8)),
-        ({"in_planes": 2, "out_planes": 2, "stride": (4, 5)}, (2, 9, 11)),
-        ({"in_planes": 2, "out_planes": 2, "stride": 2}, (1, 3, 71)),
-        ({"in_planes": 1, "out_planes": 2, "stride": (2, 1)}, (1, 301, 2)),
-        ({"in_planes": 1, "out_planes": 2, "stride": (1, 2)}, (1, 2, 301)),
-        ({"in_planes": 1, "out_planes": 1}, (1, 70, 71)),
-        ({"in_planes": 1, "out_planes": 1}, (1, 80, 96)),
-        ({"in_planes": 2, "out_planes": 3}, (130, 2, 2)),
-        ({"in_planes": 3, "out_planes": 4}, (8, 3, 4)),
-        # What is a multiple of what registers, tiles and memory lines hold.
-        ({"in_planes": 16, "out_planes": 64, "kernel_size": 1, "padding": 0}, (2, 8, 8)),
-        ({"in_planes": 2, "out_planes": 256, "kernel_size": 1, "padding": 0}, (1, 2, 3)),
-        ({"in_planes": 130, "out_planes": 129, "kernel_size": 1, "padding": 0}, (1, 1, 2)),
-        ({"in_planes": 2, "out_planes": 2, "kernel_size": 11, "padding": 5, "stride": 7}, (1, 9, 10)),
-        ({"in_planes": 2, "out_planes": 2, "kernel_size": 15, "padding": 7, "stride": 8}, (1, 9, 17)),
-        ({"in_planes": 2, "out_planes": 3, "kernel_size": 7, "padding": 3, "stride": 6}, (2, 13, 14)),
-        ({"in_planes": 2, "out_planes": 3, "output_size": (32, 3)}, (2, 3, 3)),
-        ({"in_planes": 2, "out_planes": 3, "output_size": (4, 5)}, (2, 1, 1)),
-        ({"in_planes": 2, "out_planes": 3, "output_size": 1}, (2, 9, 10)),
-    ]
-    for number, (arguments, (batch, height, width)) in enumerate(WIDE if wide else sizes):
+    for number, (arguments, (batch, height, width)) in enumerate(sizes):
         for place, normalizer in enumerate(NAMED_VALUES["normalizer"]):
             names = {
                 name: NAMED_VALUES[name][(number + place) % len(NAMED_VALUES[name])]

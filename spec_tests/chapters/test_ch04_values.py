@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from spec_tests.compare import Thin, focused, holds, shaped
 from spec_tests.config import NAMED_VALUES, BlockConfig
-from spec_tests.enumeration import DOCUMENTED, enumerated, large, named_values
+from spec_tests.enumeration import DOCUMENTED, WIDE, enumerated, large, named_values
 from spec_tests.generators import layouts
 from spec_tests.laws import (
     VALUE_LAWS,
@@ -28,7 +28,7 @@ from spec_tests.laws import (
 )
 from spec_tests.marks import by_documented, by_law, by_norm, by_normalizing, by_scaler
 from spec_tests.numeric import Numeric, count, grade, law_examples, named, numerics, rotation, within
-from spec_tests.subjects.base import Array, Block, Subject
+from spec_tests.subjects.base import Subject
 from spec_tests.vectors import Vector, vectors
 
 
@@ -40,14 +40,6 @@ def judge(subject: Subject, clause: str, numeric: Numeric, edit: Edit = unchange
     run = numeric.expected(state)
     y = numeric.built(subject, state).forward(numeric.x(), numeric.training)
     within(clause, "the output", y, run.y, numeric.example(edit=edit), run)
-
-
-def differentiated(subject: Subject, block: Block, x: Array, numeric: Numeric) -> Array:
-    """The output for `x` of a call that is differentiated."""
-    y = block.backward(x, numeric.dy(), numeric.training).y
-    if y is None:
-        raise TypeError(f"{subject.designator} declares the feature output, and gives none")
-    return y
 
 
 @pytest.mark.clause("4.1")
@@ -75,9 +67,9 @@ def test_every_kind_of_shortcut(subject: Subject, thin: Thin, normalizer: str) -
 @by_scaler
 def test_large_sizes(subject: Subject, thin: Thin, scaler: str) -> None:
     """What a fixed buffer, a vector register or a table of cases may not hold."""
-    cases = [(case, "float32") for wide in (False, True) for case in large(scaler, wide)]
+    cases = [(case, "float32") for case in (*large(scaler), *large(scaler, WIDE))]
     # float64 tells where float32 says little.
-    cases += [(case, "float64") for case in large(scaler, True) if "float64" in subject.features]
+    cases += [(case, "float64") for case in large(scaler, WIDE) if "float64" in subject.features]
     for seed, ((config, shape), dtype) in thin(enumerate(cases)):
         for training in subject.modes:
             judge(subject, "4.1", Numeric(config, shape, seed=seed, training=training, dtype=dtype))
@@ -105,8 +97,8 @@ def test_calls_that_are_differentiated(subject: Subject, thin: Thin, scaler: str
             for planes, stride in ((3, 2), (2, 1)):
                 config = BlockConfig.of(2, planes, **names, stride=stride)
                 numeric = Numeric(config, (2, 2, 4, 5), seed=seed, training=training)
-                run, y = numeric.expected(), differentiated(subject, numeric.built(subject), numeric.x(), numeric)
-                within("4.1", "the output", y, run.y, numeric.example(backward=True), run)
+                run, got = numeric.expected(), numeric.built(subject).backward(numeric.x(), numeric.dy(), training)
+                within("4.1", "the output", got.output, run.y, numeric.example(backward=True), run)
 
 
 @pytest.mark.clause("4.1")
@@ -248,10 +240,8 @@ def test_bfloat16_sums(subject: Subject, thin: Thin) -> None:
             run, built = numeric.expected(state), numeric.built(subject, state)
             for layout, x in layouts(numeric.x()).items():
                 code = f"from spec_tests.generators import layouts; x = layouts(case.x())[{layout!r}]"
-                y = built.forward(x, numeric.training)
-                within(
-                    "4.1", f"the output for x laid out as {layout}", y, run.y, numeric.example(edit=edit, x=code), run
-                )
+                y, example = built.forward(x, numeric.training), numeric.example(edit=edit, x=code)
+                within("4.1", f"the output for x laid out as {layout}", y, run.y, example, run)
 
 
 @pytest.mark.clause("4.1")
@@ -297,7 +287,8 @@ def judge_nonfinite(
     state = edit(numeric.config, numeric.state())
     run = numeric.expected(state, x)
     block = numeric.built(subject, state)
-    y = differentiated(subject, block, x, numeric) if backward else block.forward(x, numeric.training)
+    training = numeric.training
+    y = block.backward(x, numeric.dy(), training).output if backward else block.forward(x, training)
     code = f"x = case.x(); x[{', '.join(map(str, index))}] = float('{value}')"
     example = numeric.example(edit=edit, x=code, backward=backward)
     shaped(clause, "the output", y, run.y.shape, example)

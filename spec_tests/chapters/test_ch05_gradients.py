@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from spec_tests import oracle
 from spec_tests.compare import Example, NonConformance, Thin, differing, equal, focused, holds, shaped
 from spec_tests.config import NAMED_VALUES, BlockConfig
-from spec_tests.enumeration import enumerated, large, named_values
+from spec_tests.enumeration import WIDE, enumerated, large, named_values
 from spec_tests.generators import expanded, layouts
 from spec_tests.laws import GRADIENT_LAWS, Edit, Law, flat, unchanged, wide
 from spec_tests.marks import by_law, by_norm, by_scaler
@@ -109,7 +109,7 @@ def test_law(subject: Subject, law: Law, data: st.DataObject) -> None:
 def test_large_sizes(subject: Subject, thin: Thin, scaler: str) -> None:
     """Beyond the sizes that are drawn."""
     cases = [(case, "float32") for case in large(scaler)]
-    cases += [(case, "float64") for case in large(scaler, True) if "float64" in subject.features]
+    cases += [(case, "float64") for case in large(scaler, WIDE) if "float64" in subject.features]
     for seed, ((config, shape), dtype) in thin(enumerate(cases)):
         for training in subject.modes:
             judge(subject, ("5.1", "5.2"), Numeric(config, shape, seed=seed, training=training, dtype=dtype))

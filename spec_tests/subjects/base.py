@@ -113,6 +113,13 @@ class Gradients:
     params: dict[str, Array]
     y: Array | None = None
 
+    @property
+    def output(self) -> Array:
+        """`y`. Raises TypeError if there is none, which is no fault of the block."""
+        if self.y is None:
+            raise TypeError("the subject declares the feature output, and gives none")
+        return self.y
+
 
 class Block(ABC):
     """One block that the subject built. Arrays go in and come out as NumPy arrays.

@@ -236,7 +236,7 @@ class TorchBlock(Block):
             return str(self._called(self._tensor(x), training).dtype).removeprefix("torch.")
 
     def aliases(self, x: Array, training: bool | None = None) -> list[str]:
-        given, found = self._tensor(x), dict[str, None]()
+        given, found = self._tensor(x), list[str]()
         for context in (torch.no_grad(), torch.inference_mode()):
             with translated(self.code), context:
                 y = self._called(given, training)
@@ -244,9 +244,9 @@ class TorchBlock(Block):
                 places = {name: address(tensor) for name, tensor in {"x": given, **self._state()}.items()}
                 # Buffers may be used in turn.
                 later = [self._called(given, training) for _ in range(LATER)]
-                found |= {name: None for name, place in places.items() if place == address(y)}
-                found |= {"the output of a later call": None} if address(y) in map(address, later) else {}
-        return list(found)
+                found += [name for name, place in places.items() if place == address(y)]
+                found += ["the output of a later call"] * (address(y) in map(address, later))
+        return list(dict.fromkeys(found))
 
     def state(self) -> State:
         with translated(self.code):
@@ -311,10 +311,10 @@ class TorchBlock(Block):
 
     def converted(self, dtype: str, short: bool = False) -> TorchBlock:
         wanted: torch.dtype = getattr(torch, dtype)
-        if not short:
-            return self._derived(lambda: copy.deepcopy(self.module).to(wanted), f"to({dtype})", wanted)
-        form = CONVERSIONS[dtype]
-        return self._derived(lambda: methodcaller(form)(copy.deepcopy(self.module)), f"{form}()", wanted)
+        change, doing = methodcaller("to", wanted), f"to({dtype})"
+        if short:
+            change, doing = methodcaller(CONVERSIONS[dtype]), f"{CONVERSIONS[dtype]}()"
+        return self._derived(lambda: change(copy.deepcopy(self.module)), doing, wanted)
 
     def modes(self) -> dict[str, bool]:
         with translated(self.code):
