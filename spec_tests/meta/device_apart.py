@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.multiprocessing import reductions
 from torch.utils import _python_dispatch
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from spec_tests import arguments, cli
 from spec_tests.faults.arithmetic import ten_bits
@@ -47,18 +47,21 @@ def put_there(storage: torch.UntypedStorage) -> None:
             del _storages[address]
 
 
-def _tensors(values: object) -> Iterator[torch.Tensor]:
-    return (value for value in tree_leaves(values) if isinstance(value, torch.Tensor) and value.layout == torch.strided)
+def _tensors(*values: object) -> Iterator[torch.Tensor]:
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            if value.layout == torch.strided:
+                yield value
+        elif isinstance(value, tuple | list):
+            yield from _tensors(*value)
 
 
 def _computed(name: str, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """What an operation on the tensors of the device gives: of float32, by one of two kernels, or in TF32."""
-    given = list(_tensors((args, kwargs)))
-    if (
-        name not in _SEVERAL_KERNELS
-        or "dtype" in kwargs
-        or any(tensor.dtype != torch.float32 for tensor in given if tensor.ndim)
-    ):
+    if name not in _SEVERAL_KERNELS or "dtype" in kwargs:
+        return func(*args, **kwargs)
+    given = list(_tensors(*args, *kwargs.values()))
+    if any(tensor.dtype != torch.float32 for tensor in given if tensor.ndim):
         return func(*args, **kwargs)
     if name in _CONVOLUTIONS and torch.backends.cudnn.allow_tf32:
         factors = args[: 3 if name == "convolution_backward" else 2]
@@ -70,7 +73,7 @@ def _computed(name: str, func: Any, args: Sequence[Any], kwargs: Mapping[str, An
         return func(*args, **kwargs)
     wide = tree_map_only(torch.Tensor, torch.Tensor.double, args)
     found = func(*wide, **kwargs)
-    for tensor, new in zip(_tensors(args), _tensors(wide), strict=True):
+    for tensor, new in zip(_tensors(*args), _tensors(*wide), strict=True):
         if name == "native_batch_norm" and tensor.ndim == 1:  # running statistics, and what does not change
             tensor.copy_(new)
     return tree_map_only(torch.Tensor, torch.Tensor.float, found)
@@ -81,15 +84,15 @@ class Apart(_Mode):  # type: ignore[misc]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> object:
         kwargs, name = kwargs or {}, func.overloadpacket.__name__
-        given = [(tensor, is_there(tensor.untyped_storage())) for tensor in _tensors((args, kwargs))]
         if name == "copy_":
             return func(*args, **kwargs)
+        given = [(tensor, is_there(tensor.untyped_storage())) for tensor in _tensors(*args, *kwargs.values())]
         if len({there for tensor, there in given if tensor.ndim}) > 1:
             told = ", ".join(f"{tuple(tensor.shape)} on {THERE if there else 'cpu'}" for tensor, there in given)
             raise RuntimeError(f"Expected all tensors to be on the same device: {func} of {told}")
         there = any(there for _, there in given)
         found = _computed(name, func, args, kwargs) if there else func(*args, **kwargs)
-        if there or THERE in tree_leaves((args, kwargs)):
+        if there or any(isinstance(value, torch.device) and value == THERE for value in (*args, *kwargs.values())):
             for tensor in _tensors(found):
                 put_there(tensor.untyped_storage())
         return found

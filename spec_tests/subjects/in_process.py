@@ -376,7 +376,8 @@ class TorchSubject(Subject):
     ) -> TorchBlock:
         code = render_call(arguments) if not positional else f"BlockBottleneck2d{tuple(positional)!r}"
         if seed is not None:
-            torch.manual_seed(seed)
+            # Of the CPU alone, where blocks are built: torch.manual_seed formats stack traces for other devices.
+            torch.default_generator.manual_seed(seed)
         wanted: torch.dtype = getattr(torch, dtype)
         with translated(code), unalarmed(self.device):
             module = _module(self.factory(*positional, **arguments), "what the constructor gives")
