@@ -237,8 +237,9 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Judge]:
     folder, mark = tmp_path_factory.mktemp("hostile ports"), uuid.uuid4().hex
     env = environment(MDNC_MARK=mark, MDNC_LOCK=str(folder / "lock"))
     command = [sys.executable, "-c", RUNS, f"MDNC_MARK={mark}"]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, cwd=folder, env=env, text=True, encoding="utf-8", **pipes) as process:
+    with subprocess.Popen(
+        command, cwd=folder, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+    ) as process:
         yield lambda name: judge_in(folder, process, name)
 
 
