@@ -96,6 +96,11 @@ def test_load(subject: Subject, thin: Thin, normalizer: str) -> None:
         other = subject.build(config.arguments())
         other.load(dict(reversed(state.items())))
         equal_entries("7.10", "entries that differ, loaded in reverse", differing(other.state(), state), {}, example)
+        if "assign" in subject.features:
+            plain = subject.build(config.arguments())
+            plain.load_plain(state)
+            what = "entries that differ, loaded from a dict of tensors, which has no _metadata"
+            equal_entries("7.10", what, differing(plain.state(), state), {}, example)
         # One that declares itself tolerant has its outputs judged by 9.4.
         if "bitwise" in subject.features:
             equal_outputs("7.10", "two blocks of the same state", two, one, example, subject.modes)

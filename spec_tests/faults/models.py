@@ -72,6 +72,12 @@ def _assigned_unchecked(conv: Any, state: Any, prefix: str, facts: Any, *rest: A
     _load(conv, state, prefix, facts, *rest)
 
 
+def _uncounted(norm: Any, state: Any, prefix: str, facts: Any, *rest: Any) -> None:
+    _load(norm, state, prefix, facts, *rest)
+    if norm.num_batches_tracked is not None and facts.get("version") is None:
+        norm.num_batches_tracked.zero_()
+
+
 def _renewed(conv: Any, *given: Any) -> None:
     _load(conv, *given)
     conv.__dict__["_weights"] = [conv.weight]
@@ -277,6 +283,14 @@ FAULTS: tuple[Fault, ...] = (
         "7.11",
         "state",
         patch=_loading(_assigned_unchecked),
+    ),
+    fault(
+        "uncounted_without_versions",
+        "a state without the versions of its layers is taken for an old one, and the counters begin anew",
+        "files of safetensors, which hold tensors alone",
+        "7.10",
+        "state",
+        patch=_loading(_uncounted, batch_norms),
     ),
     fault(
         "buffers_by_reference",

@@ -198,7 +198,6 @@ def test_an_output_that_is_no_array(name: str) -> None:
         (odd_blocks.StateNone, TorchBlock.entries, "state_dict() is None, not a mapping"),
         (odd_blocks.StateOfMore, TorchBlock.state, "the entry 'version' of the state is an int, not a tensor"),
         (odd_blocks.StateOfNumbers, TorchBlock.entries, "the name 0 of the state is an int, not a str"),
-        (odd_blocks.LoadRaises, lambda b: b.load({}), "KeyError: 'conv1'"),
         (odd_blocks.StateOfLess, lambda b: b.state()["conv9"], "the state has no entry 'conv9'"),
         (
             odd_blocks.CountsTwice,
@@ -213,6 +212,14 @@ def test_a_block_that_gives_something_else(
     block = _built(factory)
     with pytest.raises(Crashed, match=re.escape(words)):
         call(block)
+
+
+@pytest.mark.parametrize("load", [TorchBlock.load, TorchBlock.load_plain, TorchBlock.assign])
+def test_a_state_is_refused_by_any_error(load: Callable[[TorchBlock, dict[str, Any]], None]) -> None:
+    """No clause names the kind; what is no state at all is none."""
+    with pytest.raises(Refused, match="KeyError: 'conv1'") as caught:
+        load(_built(odd_blocks.LoadRaises), {})
+    assert caught.value.kind == ""
 
 
 @pytest.mark.parametrize(

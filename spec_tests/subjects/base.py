@@ -212,6 +212,10 @@ class Block(ABC):
         """Load the state that the other block gives, its very tensors (feature ``"memory"``)."""
         raise NotImplementedError
 
+    def load_plain(self, state: Mapping[str, Array]) -> None:
+        """As `load`, of a mapping of names to tensors and nothing else, as files of other kinds give (``"assign"``)."""
+        raise NotImplementedError
+
     def assign(self, state: Mapping[str, Array]) -> None:
         """Put the tensors of a state in the place of the block's own (feature ``"assign"``).
 

@@ -262,6 +262,10 @@ class TorchBlock(Block):
                 raise Unfit("the other block is no torch module")
             self.module.load_state_dict(other.module.state_dict())
 
+    def load_plain(self, state: Mapping[str, Array]) -> None:
+        with translated(self.code):
+            self._taken({name: torch.from_numpy(np.array(value)) for name, value in state.items()})
+
     def assign(self, state: Mapping[str, Array]) -> None:
         self._load(state, assign=True)
 
@@ -273,10 +277,15 @@ class TorchBlock(Block):
             # The versions that torch writes into a state: without them it takes the state for one of a release
             # before 0.4.1 and makes up a missing counter.
             tensors._metadata = getattr(self.module.state_dict(), "_metadata", {})  # type: ignore[attr-defined]
-            try:
-                self.module.load_state_dict(tensors, strict=True, **how)
-            except RuntimeError as error:  # torch's own way to refuse a state
-                raise Refused("", words(error), self.code, where(error)) from error
+            self._taken(tensors, **how)
+
+    def _taken(self, tensors: Mapping[str, torch.Tensor], **how: bool) -> None:
+        try:
+            self.module.load_state_dict(tensors, strict=True, **how)
+        except (TypeError, ValueError, Unfit):
+            raise
+        except Exception as error:  # no clause names its kind: of torch a RuntimeError, of a dict a KeyError
+            raise Refused("", words(error), self.code, where(error)) from error
 
     def overwrite(self, state: Mapping[str, Array]) -> None:
         tensors = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
