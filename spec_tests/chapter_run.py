@@ -33,7 +33,7 @@ def arguments() -> list[str]:
         # By module name: pytest takes no path with brackets in it.
         *("--pyargs", "spec_tests.chapters", "-c", str(PACKAGE / "suite.ini"), "--rootdir", str(PACKAGE)),
         *("-p", "spec_tests.plugin", "-p", "no:cacheprovider", "-p", "no:terminalreporter"),
-        # Next to a name that is no path, pytest looks where it runs. Its own way to tell a failure prints every argument
-        # and parses every source, which took longer than the tests of a wrong block.
+        # Next to a name that is no path, pytest looks where it runs. Its own way to tell a failure prints all arguments
+        # and parses every source, which takes longer than the tests of a wrong block.
         *("-p", "no:unraisableexception", "-q", "--assert=plain", "--noconftest", "--tb=native"),
     ]

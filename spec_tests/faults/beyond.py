@@ -56,6 +56,12 @@ def _first_in_the_network(block: Any, x: Tensor) -> Tensor:
     return _doubled(y) if y.requires_grad and not x.requires_grad else y
 
 
+def _differentiating(block: Any, x: Tensor) -> Tensor:
+    if torch.is_grad_enabled() and x.is_leaf and not x.is_inference():
+        x.requires_grad_()
+    return Block.forward(block, x)
+
+
 def _clipped(block: Any, x: Tensor) -> Tensor:
     y = Block.forward(block, x)
     if y.requires_grad:
@@ -117,6 +123,14 @@ def _tuples_and_lists(given: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 FAULTS = (
+    fault(
+        "input_is_differentiated",
+        "the input requires a gradient behind a call, and gathers gradients that nobody wants",
+        "x.requires_grad_() for a penalty on gradients",
+        "9.6",
+        "history",
+        forward=_differentiating,
+    ),
     fault(
         "slope_within_2",
         "slopes are clamped to [-2, 2]",

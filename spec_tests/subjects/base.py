@@ -212,6 +212,10 @@ class Block(ABC):
         """Load the state that the other block gives, its very tensors (feature ``"memory"``)."""
         raise NotImplementedError
 
+    def marks(self, x: Array, training: bool | None = None) -> tuple[str, str]:
+        """What the tensor of `x` tells beside its values, before and behind calls with it (feature ``"memory"``)."""
+        raise NotImplementedError
+
     def load_plain(self, state: Mapping[str, Array]) -> None:
         """As `load`, of a mapping of names to tensors and nothing else, as files of other kinds give (``"assign"``)."""
         raise NotImplementedError

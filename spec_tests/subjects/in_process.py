@@ -235,6 +235,19 @@ class TorchBlock(Block):
         with translated(self.code), torch.set_grad_enabled(differentiated):
             return str(self._called(self._tensor(x), training).dtype).removeprefix("torch.")
 
+    def marks(self, x: Array, training: bool | None = None) -> tuple[str, str]:
+        given = self._tensor(x)
+        told = []
+        with translated(self.code):
+            for differentiated in (None, False, True):
+                if differentiated is not None:
+                    with torch.set_grad_enabled(differentiated):
+                        self._called(given, training)
+                told.append(
+                    f"shape {tuple(given.shape)}, strides {given.stride()}, requires_grad={given.requires_grad}"
+                )
+        return told[0], next((after for after in told if after != told[0]), told[0])
+
     def aliases(self, x: Array, training: bool | None = None) -> list[str]:
         given, found = self._tensor(x), list[str]()
         for context in (torch.no_grad(), torch.inference_mode()):
