@@ -18,7 +18,7 @@ from spec_tests.subjects.base import IN_PROCESS, REFUSALS, Array, Crashed, Refus
 T = TypeVar("T")
 
 # Words of failures by which others tell what kind of failure it is.
-CALL, TAKEN, STATE_OF = "a call that must succeed", "no refusal", "state"
+CALL, TAKEN, STATE_OF, GRADIENTS = "a call that must succeed", "no refusal", "state", "gradients"
 NO_ERROR, OUTPUT = "no error", "an output of shape"
 
 # How often each clause was checked since the counter was last cleared; the plugin reads it.

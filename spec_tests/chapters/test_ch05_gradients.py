@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spec_tests import oracle
-from spec_tests.compare import Example, NonConformance, Thin, differing, equal, focused, holds, shaped
+from spec_tests.compare import GRADIENTS, Example, NonConformance, Thin, differing, equal, focused, holds, shaped
 from spec_tests.config import NAMED_VALUES, BlockConfig
 from spec_tests.enumeration import WIDE, enumerated, large, named_values
 from spec_tests.generators import expanded, layouts
@@ -43,7 +43,7 @@ def differentiate(clause: str, block: Block, numeric: Numeric | Vector) -> Gradi
         return block.backward(numeric.x(), numeric.dy(), numeric.training)
     except Crashed as crash:
         what = "a forward call and its backward pass"
-        raise NonConformance(clause, what, crash.error, "gradients", numeric.example(backward=True)) from crash
+        raise NonConformance(clause, what, crash.error, GRADIENTS, numeric.example(backward=True)) from crash
 
 
 def judge(subject: Subject, clauses: tuple[str, str], numeric: Numeric, edit: Edit = unchanged) -> None:

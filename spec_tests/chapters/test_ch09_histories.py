@@ -11,7 +11,7 @@ from hypothesis import seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from spec_tests.compare import CALL, Example, NonConformance, Thin, differing, equal, equal_entries
+from spec_tests.compare import CALL, GRADIENTS, Example, NonConformance, Thin, differing, equal, equal_entries
 from spec_tests.config import NAMED_VALUES, BlockConfig
 from spec_tests.enumeration import enumerated
 from spec_tests.marks import by_norm
@@ -41,7 +41,7 @@ def differentiated(block: Block, numeric: Numeric, run: Forward, example: Exampl
     try:
         got = block.backward(numeric.x(), numeric.dy(), numeric.training)
     except Crashed as crash:
-        raise NonConformance("9.8", "a backward pass", crash.error, "gradients", example) from crash
+        raise NonConformance("9.8", "a backward pass", crash.error, GRADIENTS, example) from crash
     due = vjp(run, numeric.dy())
     of_input = inspect("9.8", "the gradient of the input", got.dx, due.dx, example, run, "dx")
     return [of_input, *inspect_each("9.8", got.params, due.params, example, run)]

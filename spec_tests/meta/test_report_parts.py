@@ -170,7 +170,27 @@ def test_a_call_that_ends_in_an_error_is_no_matter_of_the_arguments(call: str) -
     construction = failed("1.1", CALL, "bang", example=built, test="1.1 once more")
     assert under(shapes, first, construction) == {"1.1": [], "3.1": []}
     refused = failed("1.1", "a call with `padding` left out", "refused: no", expected="no refusal")
-    assert list(under(failed("3.4", "a call", "refused: no", expected="no refusal"), refused)) == ["3.4", "1.1"]
+    assert under(failed("3.4", "a call", "refused: no", expected="no refusal"), refused) == {"3.4": ["1.1"]}
+
+
+def test_wrong_sizes_are_one_cause() -> None:
+    """Whoever rounds up has wrong outputs in every chapter, and calls that fail for it; a wrong default has no such."""
+    default, sized = (
+        failed(clause, what, "(1, 3, 3, 4)", expected="(1, 3, 2, 3)")
+        for clause, what in (("1.1", "output with `stride` left out"), ("3.2", "shape of the output"))
+    )
+    accepted = failed("3.11", "a call in which conv3.0 meets one element", "an output of shape (1, 3, 2, 2)")
+    values = failed("4.3", "the output", "shape (3, 3, 2, 4)", expected="shape (3, 3, 2, 3)")
+    trained = failed("5.1", "a forward call and its backward pass", "Mismatch in shape", expected="gradients")
+    other, crash = failed("4.7", "the output", numbers=True), failed("9.2", CALL, "the port failed: SIGSEGV")
+    found = under(default, sized, accepted, values, trained, other, crash)
+    assert found == {"3.2": ["3.11", "1.1", "4.3", "5.1"], "4.7": [], "9.2": []}
+    assert under(default, accepted, values) == {"1.1": [], "3.11": [], "4.3": []}
+    taken, kept = failed("3.6", "a call with the branches", "an output of shape (1, 3)"), failed("3.13", "entries", "x")
+    assert under(taken, failed("3.13", "a call", "an output of shape (2, 3)")) == {"3.6": ["3.13"]}
+    assert under(taken, kept) == {"3.6": [], "3.13": []}
+    # A call of chapter 3 that crashed says nothing of sizes.
+    assert under(failed("3.1", CALL, "boom"), failed("5.1", CALL, "bang")) == {"3.1": [], "5.1": []}
 
 
 def test_a_call_is_told_by_its_words() -> None:

@@ -2,16 +2,18 @@
 
 Chapters come in the order in which one spoils the next: arguments, structure, shapes, state, values, statistics,
 gradients, invariances, the summary. What chapter 1 finds in the state of a block stands behind the structure, a call
-that ends in an error there behind the shapes, and numbers of chapter 7 stand with the invariances. A clause goes under
-an earlier one by the first of these rules that holds:
+that ends in an error there behind the shapes, and so do its wrong sizes if chapter 3 finds some; numbers of chapter 7
+stand with the invariances. A clause goes under an earlier one by the first of these rules that holds:
 
 1. Same words: the same thing was looked at and the same was got, numbers in it aside (one error ends many calls);
-   of a port that failed, only how it did counts.
+   of a port that failed, only how it did counts, and what is taken against another clause cannot leave a trace (3.13).
 2. Structure: chapter 2 is broken, and the failure is another one of it, a call that had to succeed, one of the
    summary, of the state (of chapter 1 too), or of a clause that counts or lists what the structure holds.
-3. One diagnosis: it alone explains every number, so all numeric failures go under the first of them, which is the
+3. Sizes: outputs of chapter 3 have wrong sizes or are refused for them, and the failure is an output of a wrong size
+   too, another clause on sizes, or a call that had to succeed.
+4. One diagnosis: it alone explains every number, so all numeric failures go under the first of them, which is the
    clause that the diagnosis names if that one is broken.
-4. Numbers: without such a diagnosis they go under the broken structure, if there is any, and else under the first
+5. Numbers: without such a diagnosis they go under the broken structure, if there is any, and else under the first
    wrong output of chapter 4; those of chapter 7 under whatever number is wrong. What goes under may have a cause of
    its own too; it comes up when the first is mended.
 
@@ -27,24 +29,30 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from spec_tests.clauses import NUMERIC, all_clauses, sort_key
-from spec_tests.compare import CALL, NO_ERROR, OUTPUT, STATE_OF, TAKEN
+from spec_tests.compare import CALL, GRADIENTS, NO_ERROR, OUTPUT, STATE_OF, TAKEN
 from spec_tests.subjects.base import PORT_FAILED
 from spec_tests.verdict import Failure, TestOutcome, Verdict
 
 MENDING = (1, 2, 3, 7, 4, 6, 5, 9, 8)
 ARGUMENTS, STRUCTURE, SHAPES, STATE, VALUES, SUMMARY, INVARIANCES = 1, 2, 3, 7, 4, 8, 9
 LISTING = ("2.20", "2.21", "2.22", "2.23", "7.1")
-SAME, BUILT, UNLIKE, HELD, EXPLAINED, SPOILED, FOLLOWS, SHARED = (
+# What sizes outputs have, and what is refused for its size.
+SIZES, REFUSED_SIZES = ("3.1", "3.2", "3.3", "3.4", "3.5", "3.14"), ("3.6", "3.7", "3.11", "3.12")
+# What 3.13 says nothing of where it is taken.
+REFUSING = ("3.6", "3.8", "3.9", "3.10")
+SAME, BUILT, UNLIKE, HELD, SIZED, EXPLAINED, SPOILED, FOLLOWS, SHARED = (
     "the same happens here",
     "follows from the structure",
     "another difference in the structure, perhaps of the same cause",
     "its entries need the right structure",
+    "another output of a wrong size, or a call that needs the right one",
     "explained by the same diagnosis",
     "its numbers need the right structure",
     "probably follows from it",
     "another wrong output, perhaps of the same cause",
 )
 
+_SHAPE = re.compile(r"(shape )?[(\[]-?\d+(, -?\d+)*,?[)\]]")
 # Behind the code of a block in the example of a call that ended in an error: of torch, of a port.
 _OF_A_CALL = re.compile(r"\), (called with|(forward|backward) in|describe with the shape) ")
 
@@ -81,11 +89,23 @@ class Broken:
         """Whether it is a call that chapter 1 makes of a block which it could build."""
         return self.chapter == ARGUMENTS and _called(self.failure)
 
-    def place(self) -> tuple[bool, int, bool, tuple[int, ...]]:
-        """Sorts by the order of mending; advice comes last."""
-        late = INVARIANCES if self.chapter == STATE and self.numeric else self.chapter
-        chapter = STRUCTURE if self.listed else SHAPES if self.called else late
-        return self.level != "MUST", MENDING.index(chapter), self.listed or self.called, sort_key(self.clause)
+    @property
+    def sized(self) -> bool:
+        """Whether a shape was to be another one."""
+        return all(_SHAPE.fullmatch(told) for told in (self.failure.got, self.failure.expected))
+
+    def place(self, sizes: bool) -> tuple[bool, int, bool, tuple[int, ...]]:
+        """Sorts by the order of mending, `sizes` being wrong in chapter 3 or not; advice comes last."""
+        chapter, behind = self.chapter, True
+        if self.listed:
+            chapter = STRUCTURE
+        elif self.called or (sizes and chapter == ARGUMENTS and self.sized):
+            chapter = SHAPES
+        elif chapter == STATE and self.numeric:
+            chapter, behind = INVARIANCES, False
+        else:
+            behind = False
+        return self.level != "MUST", MENDING.index(chapter), behind, sort_key(self.clause)
 
 
 @dataclass
@@ -114,7 +134,8 @@ def broken_clauses(verdict: Verdict, without: Collection[str] = ()) -> list[Brok
         all_of_it = [Broken(clause, o, o.failure, len(outcomes) - 1) for o in outcomes if o.failure is not None]
         # Of the arguments, what shows without a call is nearer to the cause.
         broken.append(min(all_of_it, key=lambda one: one.called))
-    return sorted(broken, key=Broken.place)
+    sizes = any(map(_misshapen, broken))
+    return sorted(broken, key=lambda one: one.place(sizes))
 
 
 def causes(
@@ -147,7 +168,8 @@ def causes(
 def _under(one: Broken, found: Iterable[Cause], explained: bool) -> tuple[Cause | None, str]:
     earlier = list(found)
     for cause in earlier:
-        if _words(cause.broken.failure) == _words(one.failure):
+        taken = one.clause == "3.13" and one.failure.got.startswith(OUTPUT) and cause.clause in REFUSING
+        if taken or _words(cause.broken.failure) == _words(one.failure):
             return cause, SAME
     if one.level != "MUST":
         return None, ""
@@ -160,6 +182,11 @@ def _under(one: Broken, found: Iterable[Cause], explained: bool) -> tuple[Cause 
             return structure, BUILT
         if one.chapter == STATE and not one.numeric:
             return structure, HELD
+    sizes = next((c for c in earlier if _misshapen(c.broken)), None)
+    if sizes is not None and not one.failure.got.startswith(PORT_FAILED):
+        ended = _ended(one.failure) or one.failure.expected == GRADIENTS
+        if ended or one.sized or one.clause in (*SIZES, *REFUSED_SIZES):
+            return sizes, SIZED
     if not one.numeric:
         return None, ""
     number = next((c for c in earlier if c.broken.numeric), None)
@@ -170,6 +197,11 @@ def _under(one: Broken, found: Iterable[Cause], explained: bool) -> tuple[Cause 
     if number is not None and (number.broken.chapter == VALUES or one.chapter == STATE):
         return number, SHARED if one.chapter == VALUES else FOLLOWS
     return None, ""
+
+
+def _misshapen(one: Broken) -> bool:
+    """Whether an output has a wrong size, or is refused for it, in the very clauses on sizes."""
+    return one.clause in SIZES and one.failure.what != CALL and not one.failure.got.startswith(PORT_FAILED)
 
 
 def _ended(failure: Failure) -> bool:
