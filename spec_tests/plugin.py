@@ -36,6 +36,7 @@ SPENT: pytest.StashKey[bool] = pytest.StashKey()
 SCOPE: pytest.StashKey[tuple[list[str], list[str]]] = pytest.StashKey()
 ABOUT: pytest.StashKey[dict[str, Any]] = pytest.StashKey()
 STOPPED: pytest.StashKey[bool] = pytest.StashKey()
+WAITS: pytest.StashKey[bool] = pytest.StashKey()
 TOLD: pytest.StashKey[dict[str, Any]] = pytest.StashKey()
 
 T = TypeVar("T")
@@ -318,6 +319,8 @@ def pytest_runtest_makereport(
             outcome = replace(outcome, status="unsupported", inapplicable=())
     elif call.excinfo is not None:
         outcome = _failed(item, call.excinfo.value, outcome, asked)
+    if item.config.stash.get(WAITS, False) and not _tells_causes(_next(item)):
+        _stop(item.session, "a MUST clause is broken")
     # xdist carries plain attributes of a report from the worker to the controller.
     report.mdnc_spec = outcome.to_json()  # type: ignore[attr-defined]
     report.mdnc_spec_run = _news(item.config)  # type: ignore[attr-defined]
@@ -333,8 +336,23 @@ def _failed(item: pytest.Item, error: BaseException, outcome: TestOutcome, asked
         request = outcomes.saved(_folder(item.config), told, asked.last_request())
     outcome = replace(outcome, status=status, failure=failure, request=request, again=_again(item.config))
     if item.config.getoption("until_first_failure") and not outcome.advice:
-        _stop(item.session, "a MUST clause is broken")
+        from spec_tests.report.folding import follows
+
+        # What chapter 1 sees of a wrong structure or size is told by a later clause, and better.
+        if failure is None or not follows(failure):
+            _stop(item.session, "a MUST clause is broken")
+        item.config.stash[WAITS] = True
     return outcome
+
+
+def _next(item: pytest.Item) -> pytest.Item | None:
+    behind = item.session.items[item.session.items.index(item) + 1 :]
+    return behind[0] if behind else None
+
+
+def _tells_causes(item: pytest.Item | None) -> bool:
+    """Whether a test is of a chapter that may tell why a clause of chapter 1 is broken."""
+    return item is not None and all(all_clauses()[clause].chapter <= 3 for clause in _cited(item))
 
 
 def _news(config: pytest.Config) -> dict[str, Any]:

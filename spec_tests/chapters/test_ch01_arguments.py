@@ -47,6 +47,14 @@ def shapes(block: Block) -> dict[str, tuple[int, ...]]:
     return {name: entry.shape for name, entry in block.entries().items()}
 
 
+def size_of(block: Block, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The shape of the output of a block that was built in the plainest way; None where chapter 3 will tell why."""
+    try:
+        return block.output_shape(shape)
+    except (Refused, Crashed):
+        return None
+
+
 @pytest.mark.clause("1.1")
 @pytest.mark.needs("python")
 def test_order_of_the_arguments(subject: Subject) -> None:
@@ -72,16 +80,19 @@ def test_each_default(subject: Subject, argument: str) -> None:
     for base in bases:
         arguments = {key: value for key, value in base.items() if key != argument}
         config = BlockConfig.of(**arguments)
-        shape = (1, 2, 4, 6)
+        shape = (2, 2, 4, 6)
         example = Example.of(config, shape)
         left_out = f"with `{argument}` left out"
         with taken("1.1", f"building {left_out}", example):
             block = subject.build(arguments)
-        equal_entries("1.1", f"state {left_out}", shapes(block), config.state(), example)
-        if config.takes(shape):
+        # What is wrong with a block of all ten is no matter of defaults.
+        given = subject.build(config.arguments())
+        equal_entries("1.1", f"state {left_out}", shapes(block), shapes(given), example)
+        due = size_of(given, shape)
+        if config.takes(shape) and due:
             with taken("1.1", f"a call {left_out}", example):
                 size = block.output_shape(shape)
-            equal("1.1", f"output {left_out}", size, config.output_shape(shape), example)
+            equal("1.1", f"output {left_out}", size, due, example)
 
 
 @pytest.mark.clause(*NUMERIC_CLAUSES.values())
@@ -144,13 +155,16 @@ def test_an_integer_means_both_axes(subject: Subject, scaler: str) -> None:
 
 
 def judge_pair(subject: Subject, arguments: dict[str, Any]) -> None:
-    config, shape = BlockConfig.of(**arguments), (1, 2, 4, 7)
+    # Of a size at which nothing is rounded, and where all that is wrong shows in both axes.
+    config, shape = BlockConfig.of(**arguments), (2, 2, 7, 13)
     example = Example.of(config, shape)
-    with taken("1.12", "building, and a call", example):
+    with taken("1.12", "building", Example.of(config)):
         block = subject.build(arguments)
-        size = block.output_shape(shape)
     equal_entries("1.12", "state", shapes(block), config.state(), Example.of(config))
-    equal("1.12", "shape of the output", size, config.output_shape(shape), example)
+    if size_of(subject.build(config.arguments()), shape):
+        with taken("1.12", "a call", example):
+            size = block.output_shape(shape)
+        equal("1.12", "shape of the output", size, config.output_shape(shape), example)
 
 
 @pytest.mark.clause("1.13")
@@ -170,9 +184,10 @@ def test_pairs_are_any_sequence_of_two(subject: Subject, argument: str) -> None:
     block = subject.build({**fitting, argument: given})
     given[:] = 3, 3
     what = f"a call after the list for `{argument}` was changed by its owner"
-    with taken("1.13", what, Example.of(config, shape)):
-        size = block.output_shape(shape)
-    equal("1.13", f"size of the output of {what}", size, config.output_shape(shape), Example.of(config, shape))
+    if due := size_of(subject.build(fitting), shape):
+        with taken("1.13", what, Example.of(config, shape)):
+            size = block.output_shape(shape)
+        equal("1.13", f"size of the output of {what}", size, due, Example.of(config, shape))
     for wrong in ([], [1], [1, 2, 3], (1, 2, 3)):
         arguments = {**base, argument: wrong}
         what = f"building with `{argument}` (={wrong!r})"
@@ -202,12 +217,15 @@ def test_integers_of_the_platform(subject: Subject, argument: str) -> None:
         config, shape = BlockConfig.of(**arguments), (1, 2, 4, 300)
         what = f"a call at the width 300, built with `{argument}` (={arguments[argument]!r})"
         example = Example(arguments, Example.of(config, shape).call)
+        due = size_of(subject.build({**fitting, argument: fitting.get(argument, 200)}), shape)
+        if due is None:
+            continue
         with taken("1.14", what, example):
             try:
                 size = subject.build(arguments).output_shape(shape)
             except Crashed as crash:
                 raise NonConformance("1.14", what, crash.error, "an output", example) from crash
-        equal("1.14", f"size of the output of {what}", size, config.output_shape(shape), example)
+        equal("1.14", f"size of the output of {what}", size, due, example)
 
 
 @pytest.mark.clause(*ARGUMENT_CLAUSES.values(), "1.15", "1.16", "1.17")
@@ -298,7 +316,8 @@ def test_arguments_without_effect(subject: Subject) -> None:
     ):
         config = BlockConfig.of(2, 2, **arguments)
         plain = BlockConfig.of(2, 2, **alike)
-        block = subject.build(config.arguments())
+        block, other = subject.build(config.arguments()), subject.build(plain.arguments())
         example = Example.of(config, shape)
-        equal_entries(clause, "state", shapes(block), plain.state(), example)
-        equal(clause, "shape of the output", block.output_shape(shape), plain.output_shape(shape), example)
+        equal_entries(clause, "state", shapes(block), shapes(other), example)
+        if due := size_of(other, shape):
+            equal(clause, "shape of the output", block.output_shape(shape), due, example)

@@ -199,6 +199,12 @@ def _under(one: Broken, found: Iterable[Cause], explained: bool) -> tuple[Cause 
     return None, ""
 
 
+def follows(failure: Failure) -> bool:
+    """Whether chapter 1 found what the structure of a block or the sizes of its outputs may explain."""
+    one = Broken(failure.clause, TestOutcome("", (), "failed", {}, failure), failure)
+    return one.chapter == ARGUMENTS and (one.listed or one.sized)
+
+
 def _misshapen(one: Broken) -> bool:
     """Whether an output has a wrong size, or is refused for it, in the very clauses on sizes."""
     return one.clause in SIZES and one.failure.what != CALL and not one.failure.got.startswith(PORT_FAILED)

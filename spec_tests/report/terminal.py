@@ -163,7 +163,8 @@ def summary(verdict: Verdict) -> str:
         broken = counted(len(verdict.broken()), "clause is", "clauses are")
         return f"interrupted: {counted(len(verdict.outcomes), 'test')} had ended, {broken} broken so far"
     if status == BROKEN and verdict.stopped and verdict.broken():
-        return f"does not conform; the first broken clause is {', '.join(verdict.broken())}, the rest was not judged"
+        first = next((cause.clause for cause in causes(verdict) if cause.clause in verdict.broken()), "")
+        return f"does not conform; the first broken clause is {first}, the rest was not judged"
     if status == BROKEN:
         broken = ", ".join([*verdict.broken(), *["the conduct"] * bool(verdict.conduct)])
         return f"does not conform: broken {broken}" + "; the rest was not judged" * verdict.stopped
