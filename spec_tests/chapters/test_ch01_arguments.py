@@ -89,7 +89,7 @@ def test_each_default(subject: Subject, argument: str) -> None:
         given = subject.build(config.arguments())
         equal_entries("1.1", f"state {left_out}", shapes(block), shapes(given), example)
         due = size_of(given, shape)
-        if config.takes(shape) and due:
+        if config.takes(shape) and due is not None:
             with taken("1.1", f"a call {left_out}", example):
                 size = block.output_shape(shape)
             equal("1.1", f"output {left_out}", size, due, example)
@@ -155,13 +155,13 @@ def test_an_integer_means_both_axes(subject: Subject, scaler: str) -> None:
 
 
 def judge_pair(subject: Subject, arguments: dict[str, Any]) -> None:
-    # Of a size at which nothing is rounded, and where all that is wrong shows in both axes.
+    # At these lengths nothing is rounded: how it is rounded is a matter of chapter 3.
     config, shape = BlockConfig.of(**arguments), (2, 2, 7, 13)
     example = Example.of(config, shape)
     with taken("1.12", "building", Example.of(config)):
         block = subject.build(arguments)
     equal_entries("1.12", "state", shapes(block), config.state(), Example.of(config))
-    if size_of(subject.build(config.arguments()), shape):
+    if size_of(subject.build(config.arguments()), shape) is not None:
         with taken("1.12", "a call", example):
             size = block.output_shape(shape)
         equal("1.12", "shape of the output", size, config.output_shape(shape), example)
@@ -184,7 +184,8 @@ def test_pairs_are_any_sequence_of_two(subject: Subject, argument: str) -> None:
     block = subject.build({**fitting, argument: given})
     given[:] = 3, 3
     what = f"a call after the list for `{argument}` was changed by its owner"
-    if due := size_of(subject.build(fitting), shape):
+    due = size_of(subject.build(fitting), shape)
+    if due is not None:
         with taken("1.13", what, Example.of(config, shape)):
             size = block.output_shape(shape)
         equal("1.13", f"size of the output of {what}", size, due, Example.of(config, shape))
@@ -319,5 +320,6 @@ def test_arguments_without_effect(subject: Subject) -> None:
         block, other = subject.build(config.arguments()), subject.build(plain.arguments())
         example = Example.of(config, shape)
         equal_entries(clause, "state", shapes(block), shapes(other), example)
-        if due := size_of(other, shape):
+        due = size_of(other, shape)
+        if due is not None:
             equal(clause, "shape of the output", block.output_shape(shape), due, example)

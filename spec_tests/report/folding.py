@@ -37,7 +37,7 @@ MENDING = (1, 2, 3, 7, 4, 6, 5, 9, 8)
 ARGUMENTS, STRUCTURE, SHAPES, STATE, VALUES, SUMMARY, INVARIANCES = 1, 2, 3, 7, 4, 8, 9
 LISTING = ("2.20", "2.21", "2.22", "2.23", "7.1")
 # What sizes outputs have, and what is refused for its size.
-SIZES, REFUSED_SIZES = ("3.1", "3.2", "3.3", "3.4", "3.5", "3.14"), ("3.6", "3.7", "3.11", "3.12")
+SIZES, REFUSED_SIZES = ("3.1", "3.2", "3.3", "3.4", "3.5", "3.14"), ("3.6", "3.11", "3.12")
 # What 3.13 says nothing of where it is taken.
 REFUSING = ("3.6", "3.8", "3.9", "3.10")
 SAME, BUILT, UNLIKE, HELD, SIZED, EXPLAINED, SPOILED, FOLLOWS, SHARED = (
@@ -96,16 +96,10 @@ class Broken:
 
     def place(self, sizes: bool) -> tuple[bool, int, bool, tuple[int, ...]]:
         """Sorts by the order of mending, `sizes` being wrong in chapter 3 or not; advice comes last."""
-        chapter, behind = self.chapter, True
-        if self.listed:
-            chapter = STRUCTURE
-        elif self.called or (sizes and chapter == ARGUMENTS and self.sized):
-            chapter = SHAPES
-        elif chapter == STATE and self.numeric:
-            chapter, behind = INVARIANCES, False
-        else:
-            behind = False
-        return self.level != "MUST", MENDING.index(chapter), behind, sort_key(self.clause)
+        late = INVARIANCES if self.chapter == STATE and self.numeric else self.chapter
+        shaped = self.called or (sizes and self.chapter == ARGUMENTS and self.sized)
+        chapter = STRUCTURE if self.listed else SHAPES if shaped else late
+        return self.level != "MUST", MENDING.index(chapter), self.listed or shaped, sort_key(self.clause)
 
 
 @dataclass

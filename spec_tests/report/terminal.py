@@ -13,7 +13,7 @@ from rich.text import Text
 
 from spec_tests.clauses import NUMERIC, all_chapters, all_clauses
 from spec_tests.known_failures import Compared, conduct_test
-from spec_tests.report.folding import Broken, Cause, brief, causes, reason
+from spec_tests.report.folding import Broken, Cause, brief, broken_clauses, causes, reason
 from spec_tests.verdict import BROKEN, CONFORMS, INTERRUPTED, NOT_JUDGED, PARTIAL, Failure, Verdict
 from spec_tests.words import counted, hanging, listed
 
@@ -163,7 +163,7 @@ def summary(verdict: Verdict) -> str:
         broken = counted(len(verdict.broken()), "clause is", "clauses are")
         return f"interrupted: {counted(len(verdict.outcomes), 'test')} had ended, {broken} broken so far"
     if status == BROKEN and verdict.stopped and verdict.broken():
-        first = next((cause.clause for cause in causes(verdict) if cause.clause in verdict.broken()), "")
+        first = next(one.clause for one in broken_clauses(verdict) if one.clause in verdict.broken())
         return f"does not conform; the first broken clause is {first}, the rest was not judged"
     if status == BROKEN:
         broken = ", ".join([*verdict.broken(), *["the conduct"] * bool(verdict.conduct)])

@@ -41,6 +41,10 @@ def _module(value: object, what: str) -> nn.Module:
     return value
 
 
+def _marks(tensor: torch.Tensor) -> str:
+    return f"shape {tuple(tensor.shape)}, strides {tensor.stride()}, requires_grad={tensor.requires_grad}"
+
+
 class TorchBlock(Block):
     """A module; `spans`, if given, is what `memory` tells: where the constructor put what was moved then."""
 
@@ -237,16 +241,14 @@ class TorchBlock(Block):
 
     def marks(self, x: Array, training: bool | None = None) -> tuple[str, str]:
         given = self._tensor(x)
-        told = []
-        with translated(self.code):
-            for differentiated in (None, False, True):
-                if differentiated is not None:
-                    with torch.set_grad_enabled(differentiated):
-                        self._called(given, training)
-                told.append(
-                    f"shape {tuple(given.shape)}, strides {given.stride()}, requires_grad={given.requires_grad}"
-                )
-        return told[0], next((after for after in told if after != told[0]), told[0])
+        before = after = _marks(given)
+        for differentiated in (False, True):
+            with translated(self.code), torch.set_grad_enabled(differentiated):
+                self._called(given, training)
+            after = _marks(given)
+            if after != before:
+                break
+        return before, after
 
     def aliases(self, x: Array, training: bool | None = None) -> list[str]:
         given, found = self._tensor(x), list[str]()
@@ -398,8 +400,9 @@ class TorchSubject(Subject):
     ) -> TorchBlock:
         code = render_call(arguments) if not positional else f"BlockBottleneck2d{tuple(positional)!r}"
         if seed is not None:
-            # Of the CPU alone, where blocks are built: torch.manual_seed formats stack traces for other devices.
-            torch.default_generator.manual_seed(seed)
+            # torch.manual_seed formats a stack trace for each kind of device that is not in use, which takes longer
+            # than to build a block. A class that is judged on a GPU may draw there.
+            (torch.default_generator.manual_seed if self.device.startswith("cpu") else torch.manual_seed)(seed)
         wanted: torch.dtype = getattr(torch, dtype)
         with translated(code), unalarmed(self.device):
             module = _module(self.factory(*positional, **arguments), "what the constructor gives")
