@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from spec_tests.meta import forks
+
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = "py:mdnc.modules.resnet:BlockBottleneck2d"
 
@@ -77,13 +79,21 @@ def run_arguments(subject: str, *more: str, profile: str = "smoke") -> list[str]
 
 
 def python(
-    *arguments: str, cwd: Path, env: Mapping[str, str] | None = None, stdin: str | None = None, timeout: float = 240
+    *arguments: str,
+    cwd: Path,
+    env: Mapping[str, str] | None = None,
+    stdin: str | None = None,
+    timeout: float = 240,
+    anew: bool = False,
 ) -> Ended:
-    """Run this Python with `arguments` in the directory `cwd`."""
+    """Run this Python with `arguments` in the directory `cwd`: started `anew`, or a copy where that is the same."""
+    env = environment() if env is None else env
+    if not anew and forks.possible(arguments, env, environment()):
+        return Ended(*forks.run(arguments, cwd=cwd, env=env, stdin=stdin or "", timeout=timeout))
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=cwd,
-        env=dict(env) if env is not None else environment(),
+        env=dict(env),
         input=stdin,
         capture_output=True,
         text=True,
@@ -94,16 +104,17 @@ def python(
     return Ended(done.returncode, done.stdout, done.stderr)
 
 
-def mdnc_spec(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> Ended:
+def mdnc_spec(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None, anew: bool = False) -> Ended:
     """Run `mdnc-spec` with `arguments`."""
-    return python("-m", "spec_tests", *arguments, cwd=cwd, env=env)
+    return python("-m", "spec_tests", *arguments, cwd=cwd, env=env, anew=anew)
 
 
 def mdnc_spec_many(
     runs: Sequence[Sequence[str]], *, cwd: Path, env: Mapping[str, str] | None = None, flags: Sequence[str] = ()
 ) -> list[Ended]:
     """Run `mdnc-spec` several times in one process, with `flags` for Python."""
-    done = python(*flags, "-c", _MANY, cwd=cwd, env=env, stdin=json.dumps([list(run) for run in runs]))
+    asked = json.dumps([list(run) for run in runs])
+    done = python(*flags, "-c", _MANY, cwd=cwd, env=env, stdin=asked)
     if done.status:
         raise RuntimeError(done.err)
     return [Ended(*found) for found in json.loads(done.out)]

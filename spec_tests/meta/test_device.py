@@ -14,7 +14,7 @@ import pytest
 
 from spec_tests.config import BlockConfig
 from spec_tests.generators import layouts
-from spec_tests.meta.processes import ROOT, Ended, environment, loaded, python, run_arguments
+from spec_tests.meta.processes import ROOT, Ended, loaded, python, run_arguments
 from spec_tests.numeric import Numeric
 from spec_tests.subjects import REFERENCE, load_subject
 from spec_tests.subjects.base import Crashed, SubjectError
@@ -369,13 +369,13 @@ with device_apart.Apart():
 
 def test_the_benchmark_compares_the_ways_of_a_device(tmp_path: Path) -> None:
     tool = str(ROOT / "tools" / "benchmark.py")
-    ended = python(tool, "reference", "--device", "nonsense", cwd=tmp_path, env=environment())
+    ended = python(tool, "reference", "--device", "nonsense", cwd=tmp_path)
     assert ended.status == 2
     assert "--device nonsense cannot be used by torch" in ended.err
     assert "Traceback" not in ended.err
     if " " in sys.prefix:
         pytest.skip("torch cannot compile where its own path has a space")
-    ended = python(tool, "reference", "--device", "cpu", "--quick", "--match", "down", cwd=tmp_path, env=environment())
+    ended = python(tool, "reference", "--device", "cpu", "--quick", "--match", "down", cwd=tmp_path, anew=True)
     assert ended.status == 0, ended.out + ended.err
     for way in ("eager", "channels_last", "compiled"):
         assert way in ended.out

@@ -172,7 +172,7 @@ HEAVY = ("torch", "torchsummary", "pytest", "hypothesis", "numpy", "rich", "mdnc
 )
 def test_listing_imports_nothing_heavy(code: str, tmp_path: Path) -> None:
     told = "import json, sys; print(json.dumps([m for m in sys.argv[1:] if m in sys.modules]))"
-    done = python("-c", f"{code}\n{told}", *HEAVY, cwd=tmp_path)
+    done = python("-c", f"{code}\n{told}", *HEAVY, cwd=tmp_path, anew=True)
     assert done.status == 0, done.err
     assert json.loads(done.out.splitlines()[-1]) == []
 
@@ -182,6 +182,6 @@ def test_what_judges_without_torch_imports_no_torch(tmp_path: Path) -> None:
     chapters = ", ".join(f"spec_tests.chapters.{p.stem}" for p in sources("spec_tests/chapters") if "ch" in p.stem)
     code = f"import spec_tests.plugin, spec_tests.report.terminal, spec_tests.subjects, {chapters}"
     told = "import json, sys; print(json.dumps([m for m in ('torch', 'mdnc', 'torchsummary') if m in sys.modules]))"
-    done = python("-c", f"{code}\n{told}", cwd=tmp_path)
+    done = python("-c", f"{code}\n{told}", cwd=tmp_path, anew=True)
     assert done.status == 0, done.err
     assert json.loads(done.out) == []

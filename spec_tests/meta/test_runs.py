@@ -111,7 +111,7 @@ def test_workers_change_nothing_and_nothing_is_written(tmp_path: Path) -> None:
         folder.mkdir()
     env = environment(HOME=str(home), TMPDIR=str(scratch))
     arguments = run_arguments("py:spec_tests.meta.wrong_blocks:ReluByDefault", "--clause", "1.1", "--clause", "1.2")
-    one, two = (mdnc_spec(*arguments, "-n", workers, cwd=empty, env=env) for workers in ("1", "2"))
+    one, two = (mdnc_spec(*arguments, "-n", workers, cwd=empty, env=env, anew=True) for workers in ("1", "2"))
     assert one.status == two.status == 1
     assert one.out == two.out
     assert set(one.failures()) >= {"1.1", "1.2"}
