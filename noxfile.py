@@ -14,6 +14,8 @@ nox.needs_version = ">=2024.10.9"
 nox.options.reuse_venv = "yes"
 # uv would not see a CPU build of torch that pip is set up to find.
 nox.options.default_venv_backend = "virtualenv"
+# Python compiles what it imports; pip would take longer to compile all of torch than to fetch it.
+os.environ.setdefault("PIP_COMPILE", "0")
 
 ROOT = Path(__file__).parent
 PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
