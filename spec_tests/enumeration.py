@@ -104,8 +104,8 @@ def bad_arguments() -> Iterator[BadArgument]:
     # `int` takes all of them, and truncates; of these types a float is np.float64 alone.
     number_types += [np.float64(2.0), np.float32(3), np.float16(3), np.bool_(True)]
     number_types += [Decimal("3.7"), Decimal(3), Fraction(7, 2), Fraction(6, 2)]
-    # `tuple` makes two of them, and of the last two no numbers that anybody wrote.
-    number_types += [{3, 5}, {3: 1, 5: 1}, "35", b"35"]
+    # `tuple` makes two of them, and of the last three no numbers that anybody wrote.
+    number_types += [{3, 5}, {3: 1, 5: 1}, "35", b"35", bytearray(b"35")]
     for argument in ("in_planes", "out_planes"):
         for value in [*number_types, None, (3,), [3, 3]]:
             yield BadArgument(argument, value, "type")
