@@ -33,6 +33,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from time import monotonic
 
 import tomllib  # type: ignore[import-not-found, unused-ignore]  # Python 3.11
 from rich.console import Console
@@ -51,8 +52,8 @@ COLUMNS = ("function", "before", "after", "reason")
 SURVIVED, NO_TESTS = (0,), (5, 33)
 KILL, TIMEOUT = 1, 36
 KILLED = (1, 3, -24, 24, 36, 37, 152)
-# What became of those that were run in processes of their own; and the seconds that one may take.
-AGAIN, SECONDS = "again.jsonl", 300
+# What became of those that were run in processes of their own; and how much longer than the tests one may take.
+AGAIN, LONGER = "again.jsonl", 5
 
 
 @dataclass(frozen=True)
@@ -155,12 +156,15 @@ def again(folder: Path, names: Sequence[str], workers: int) -> None:
     command = [sys.executable, "-m", "pytest", "-x", "-q", "--rootdir=.", *tests]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
 
-    def judged(name: str) -> int:
+    def run(name: str, limit: float | None) -> subprocess.CompletedProcess[str]:
         env = {**environment(), "MUTANT_UNDER_TEST": name}
+        return subprocess.run(
+            command, cwd=folder / "mutants", env=env, capture_output=True, timeout=limit, check=False, text=True
+        )
+
+    def judged(name: str, limit: float) -> int:
         try:
-            ended = subprocess.run(
-                command, cwd=folder / "mutants", env=env, capture_output=True, timeout=SECONDS, check=False
-            )
+            ended = run(name, limit)
         except subprocess.TimeoutExpired:
             return TIMEOUT
         # pytest's 2, 3 and 4: the mutated sources could not even be imported.
@@ -168,10 +172,17 @@ def again(folder: Path, names: Sequence[str], workers: int) -> None:
 
     now, known = digest(folder), decided(folder)
     left = [name for name in names if name not in known]
+    limit = 0.0
+    if left:
+        # A machine that is busy is no kill: the limit follows what the tests take here and now.
+        print("timing the tests without a mutant", file=sys.stderr)
+        began = monotonic()
+        run("", None).check_returncode()
+        limit = LONGER * (monotonic() - began)
     pool = ThreadPoolExecutor(workers)
     with Progress(*columns, console=Console(stderr=True)) as progress, (folder / AGAIN).open("a") as file:
         bar = progress.add_task("survivors, imported anew", total=len(names), completed=len(names) - len(left))
-        futures = {pool.submit(judged, name): name for name in left}
+        futures = {pool.submit(judged, name, limit): name for name in left}
         try:
             for future in as_completed(futures):
                 file.write(json.dumps([now, futures[future], future.result()]) + "\n")
@@ -322,7 +333,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return command_line.INTERRUPTED
     except subprocess.CalledProcessError as error:
         words = " ".join(map(str, error.cmd[:6]))
-        print(f"mutmut ended with status {error.returncode}: {words} …\n{error.stderr or ''}", file=sys.stderr)
+        told = error.stderr or error.stdout or ""
+        print(f"a command ended with status {error.returncode}: {words} …\n{told}", file=sys.stderr)
         hint = f"tests run by the names that {options.folder} remembers; if they have others now, remove it"
         print(hint, file=sys.stderr)
         return 1

@@ -19,7 +19,12 @@ from spec_tests.subjects.base import REFUSALS, Array, Block, Refused, Subject, z
 
 KERNELS, PADDINGS, LENGTHS = range(1, 8), range(5), range(1, 17)
 only_python = pytest.mark.needs("python")
-by_axis = pytest.mark.parametrize("axis", [0, 1], ids=["height", "width"])
+by_axes = pytest.mark.parametrize("axes", ["height", "width", "both"])
+
+
+def pair(axes: str, value: int, other: int) -> tuple[int, int]:
+    """The pair (height, width) with `value` along `axes`, and `other` along the other axis."""
+    return (value if axes != "width" else other, value if axes != "height" else other)
 
 
 def judge_shape(block: Block, config: BlockConfig, shape: tuple[int, ...], clause: str) -> None:
@@ -39,55 +44,47 @@ def judge_shape(block: Block, config: BlockConfig, shape: tuple[int, ...], claus
 
 
 @pytest.mark.clause("3.2", "3.3", "3.5", "3.6")
-@by_axis
+@by_axes
 @pytest.mark.parametrize("stride", range(1, 5))
 @by_scaler
-def test_every_length_on_one_axis(subject: Subject, thin: Thin, scaler: str, stride: int, axis: int) -> None:
+def test_every_length(subject: Subject, thin: Thin, scaler: str, stride: int, axes: str) -> None:
     """Kernels 1 to 7, paddings 0 to 4, strides 1 to 4, lengths 1 to 16, agreeing or not."""
-
-    def pair(value: int, other: int) -> tuple[int, int]:
-        return (value, other) if axis == 0 else (other, value)
-
     for kernel, padding in thin(product(KERNELS, PADDINGS)):
         config = BlockConfig.of(
             1,
             1,
-            pair(kernel, 1),
-            pair(stride, 1),
-            pair(padding, 0),
+            pair(axes, kernel, 1),
+            pair(axes, stride, 1),
+            pair(axes, padding, 0),
             normalizer="null",
             activator="null",
             scaler=scaler,
         )
         block = subject.build(config.arguments())
         for length in LENGTHS:
-            judge_shape(block, config, (1, 1, *pair(length, 1)), "3.2" if scaler == "down" else "3.3")
+            judge_shape(block, config, (1, 1, *pair(axes, length, 1)), "3.2" if scaler == "down" else "3.3")
 
 
 @pytest.mark.clause("3.3", "3.5", "3.6")
-@by_axis
-def test_every_output_size_on_one_axis(subject: Subject, thin: Thin, axis: int) -> None:
+@by_axes
+def test_every_output_size(subject: Subject, thin: Thin, axes: str) -> None:
     """With `output_size`, the size is what is asked for, whatever the input and the stride."""
-
-    def pair(value: int, other: int) -> tuple[int, int]:
-        return (value, other) if axis == 0 else (other, value)
-
     kernels = ((1, 0), (3, 1), (5, 2), (2, 1), (3, 0), (1, 1), (4, 1))
     for (kernel, padding), size in thin(product(kernels, range(1, 9))):
         config = BlockConfig.of(
             1,
             1,
-            pair(kernel, 1),
-            pair(1 + size % 2, 1),
-            pair(padding, 0),
-            pair(size, 1),
+            pair(axes, kernel, 1),
+            pair(axes, 1 + size % 2, 1),
+            pair(axes, padding, 0),
+            pair(axes, size, 1),
             normalizer="null",
             activator="null",
             scaler="up",
         )
         block = subject.build(config.arguments())
         for length in range(1, 7):
-            judge_shape(block, config, (1, 1, *pair(length, 1)), "3.3")
+            judge_shape(block, config, (1, 1, *pair(axes, length, 1)), "3.3")
 
 
 @pytest.mark.clause("3.1", "3.4")

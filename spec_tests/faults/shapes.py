@@ -180,11 +180,23 @@ def _empty_as_it_is(block: Any, x: Tensor) -> Tensor:
     return x if block.layer_order == "old" and x.ndim == 4 and not len(x) else Block.forward(block, x)
 
 
+def _half_is_enough(block: Any) -> None:
+    block._agrees = all(2 * p == k for p, k in zip(block.padding, block.kernel_size, strict=True))
+
+
 FAULTS = (
     _sum(torch.add, "branches_broadcast", "a side of length 1 is stretched", "the toolkit: a plain addition"),
     _sum(_cropped, "branches_cropped", "the larger branch is cropped", "U-Net's crop"),
     _sum(_filled, "branches_filled", "the shortcut is cut, or filled with zeros", "F.pad on the difference"),
     _sum(_resized, "branches_resized", "the shortcut is resized", "F.interpolate to the size of the other"),
+    fault(
+        "half_a_kernel_agrees",
+        "sizes are not compared where the padding is half an even kernel, on both axes",
+        "2 * padding == kernel_size, as the rule for sizes that stay the same",
+        "3.6",
+        "shapes",
+        patch=_half_is_enough,
+    ),
     fault(
         "disagreement_is_another_error",
         "branches that disagree end in torch's own error",
