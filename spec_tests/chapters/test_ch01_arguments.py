@@ -213,10 +213,12 @@ def test_integers_of_the_platform(subject: Subject, argument: str) -> None:
         equal_entries("1.14", f"state {what}", shapes(block), config.state(), Example(arguments))
     # What eight bits cannot count must not reach the sizes of a call. Kernel and padding agree in the second one alone.
     down: dict[str, Any] = {"in_planes": 2, "out_planes": 3, "kernel_size": 2, "stride": 2, "padding": 0}
-    for fitting in (down, {**down, "kernel_size": 3, "padding": 1, "output_size": 200, "scaler": "up"}):
+    # The size of the input has no part in that one, where a block may take the size of the output for a factor.
+    up = {**down, "kernel_size": 3, "padding": 1, "output_size": 200, "scaler": "up"}
+    for fitting, width in ((down, 300), (up, 3)):
         arguments = {**fitting, argument: np.uint8(fitting.get(argument, 200))}
-        config, shape = BlockConfig.of(**arguments), (1, 2, 4, 300)
-        what = f"a call at the width 300, built with `{argument}` (={arguments[argument]!r})"
+        config, shape = BlockConfig.of(**arguments), (1, 2, 4, width)
+        what = f"a call at the width {width}, built with `{argument}` (={arguments[argument]!r})"
         example = Example(arguments, Example.of(config, shape).call)
         due = size_of(subject.build({**fitting, argument: fitting.get(argument, 200)}), shape)
         if due is None:
