@@ -147,6 +147,10 @@ DISAGREEING = [
     (BlockConfig.of(2, 3, kernel_size=7, padding=1, output_size=6, scaler="up"), (1, 2, 3, 3)),
     (BlockConfig.of(2, 3, kernel_size=(1, 3), scaler="up"), (1, 2, 3, 4)),
     (BlockConfig.of(2, 2, kernel_size=7, padding=0), (1, 2, 3, 3)),
+    # Sizes that no argument gives away in a message.
+    (BlockConfig.of(2, 2, kernel_size=5, padding=0, stride=3), (1, 2, 40, 61)),
+    (BlockConfig.of(2, 2, kernel_size=3, padding=0, stride=(2, 3), scaler="up"), (1, 2, 10, 11)),
+    (BlockConfig.of(2, 3, kernel_size=3, padding=0, output_size=(31, 17), scaler="up"), (1, 2, 3, 4)),
 ]
 
 
