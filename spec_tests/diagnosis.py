@@ -108,7 +108,8 @@ class Diagnosis:
         are = "is" if self.wrong == 1 else "are"
         found.append(f"No known mistake, and no pair of them, explains the {self.wrong:,} of {total} that {are} wrong.")
         if self.runner_up is not None and self.runner_up.inside > self.total - self.wrong:
-            found.append(f"The nearest, {self.runner_up.sentence()}, accounts for {self.runner_up.inside}.")
+            nearest = self.runner_up
+            found.append(f"The nearest, {nearest.sentence()}, accounts for {nearest.inside:,}, right ones included.")
         return [*found, *self.where]
 
     def _explained(self, total: str) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,11 +27,26 @@ FEATURES: dict[str, Callable[[Numeric], Any]] = {
 
 
 def shared(wrong: Sequence[Numeric], right: Sequence[Numeric]) -> Iterator[str]:
-    """What wrong examples have in common and not all examples have."""
-    for name, value_of in FEATURES.items():
-        bad = {value_of(numeric) for numeric in wrong}
-        if bad != bad | {value_of(numeric) for numeric in right}:
-            yield f"Wrong only with {name} = {' or '.join(sorted(map(repr, bad)))}."
+    """What wrong examples have in common and not all examples have.
+
+    Of what tells them from the right ones only as something else does, nothing is said: what is wrong in evaluation of
+    a batch norm may have met one order of layers alone.
+    """
+    found = {name: {value_of(numeric) for numeric in wrong} for name, value_of in FEATURES.items()}
+
+    def alike(names: Iterable[str]) -> int:
+        """How many right examples are like the wrong ones, as far as these features tell."""
+        named = [*names]
+        return sum(all(FEATURES[name](numeric) in found[name] for name in named) for numeric in right)
+
+    telling = [name for name in FEATURES if not found[name] >= {FEATURES[name](numeric) for numeric in right}]
+    for name in reversed(telling.copy()):
+        others = [other for other in telling if other != name]
+        # One right example is no evidence.
+        if alike(others) < alike(telling) + 2:
+            telling = others
+    for name in telling:
+        yield f"Wrong only with {name} = {' or '.join(sorted(map(repr, found[name])))}."
 
 
 def kinds(wrong: set[str], right: set[str]) -> Iterator[str]:

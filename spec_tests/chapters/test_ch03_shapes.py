@@ -19,7 +19,8 @@ from spec_tests.subjects.base import REFUSALS, Array, Block, Refused, Subject, z
 
 KERNELS, PADDINGS, LENGTHS = range(1, 8), range(5), range(1, 17)
 only_python = pytest.mark.needs("python")
-by_axes = pytest.mark.parametrize("axes", ["height", "width", "both"])
+by_axis = pytest.mark.parametrize("axis", ["height", "width"])
+by_stride = pytest.mark.parametrize("stride", range(1, 5))
 
 
 def pair(axes: str, value: int, other: int) -> tuple[int, int]:
@@ -43,12 +44,8 @@ def judge_shape(block: Block, config: BlockConfig, shape: tuple[int, ...], claus
     equal(clause, "shape of the output", got, config.output_shape(shape), example)
 
 
-@pytest.mark.clause("3.2", "3.3", "3.5", "3.6")
-@by_axes
-@pytest.mark.parametrize("stride", range(1, 5))
-@by_scaler
-def test_every_length(subject: Subject, thin: Thin, scaler: str, stride: int, axes: str) -> None:
-    """Kernels 1 to 7, paddings 0 to 4, strides 1 to 4, lengths 1 to 16, agreeing or not."""
+def judge_lengths(subject: Subject, thin: Thin, scaler: str, stride: int, axes: str) -> None:
+    """Kernels 1 to 7, paddings 0 to 4 and lengths 1 to 16 along `axes`, agreeing or not."""
     for kernel, padding in thin(product(KERNELS, PADDINGS)):
         config = BlockConfig.of(
             1,
@@ -65,9 +62,7 @@ def test_every_length(subject: Subject, thin: Thin, scaler: str, stride: int, ax
             judge_shape(block, config, (1, 1, *pair(axes, length, 1)), "3.2" if scaler == "down" else "3.3")
 
 
-@pytest.mark.clause("3.3", "3.5", "3.6")
-@by_axes
-def test_every_output_size(subject: Subject, thin: Thin, axes: str) -> None:
+def judge_output_sizes(subject: Subject, thin: Thin, axes: str) -> None:
     """With `output_size`, the size is what is asked for, whatever the input and the stride."""
     kernels = ((1, 0), (3, 1), (5, 2), (2, 1), (3, 0), (1, 1), (4, 1))
     for (kernel, padding), size in thin(product(kernels, range(1, 9))):
@@ -85,6 +80,22 @@ def test_every_output_size(subject: Subject, thin: Thin, axes: str) -> None:
         block = subject.build(config.arguments())
         for length in range(1, 7):
             judge_shape(block, config, (1, 1, *pair(axes, length, 1)), "3.3")
+
+
+@pytest.mark.clause("3.2", "3.3", "3.5", "3.6")
+@by_axis
+@by_stride
+@by_scaler
+def test_every_length_on_one_axis(subject: Subject, thin: Thin, scaler: str, stride: int, axis: str) -> None:
+    """Strides 1 to 4, up and down, along an axis beside which nothing happens."""
+    judge_lengths(subject, thin, scaler, stride, axis)
+
+
+@pytest.mark.clause("3.3", "3.5", "3.6")
+@by_axis
+def test_every_output_size_on_one_axis(subject: Subject, thin: Thin, axis: str) -> None:
+    """The same with `output_size`."""
+    judge_output_sizes(subject, thin, axis)
 
 
 @pytest.mark.clause("3.1", "3.4")
@@ -166,6 +177,20 @@ def test_disagreeing_branches(subject: Subject, normalizer: str) -> None:
             what = f"a call with the branches of size {sizes}"
             example = Example.of(config, shape, "training" if training else "evaluation")
             refused(["3.6"], what, "value", example, block.forward, zeros(shape), training)
+
+
+@pytest.mark.clause("3.2", "3.3", "3.5", "3.6")
+@by_stride
+@by_scaler
+def test_every_length_on_both_axes(subject: Subject, thin: Thin, scaler: str, stride: int) -> None:
+    """The same on both axes at once: a length of 1 may be stretched there, although each axis alone is refused."""
+    judge_lengths(subject, thin, scaler, stride, "both")
+
+
+@pytest.mark.clause("3.3", "3.5", "3.6")
+def test_every_output_size_on_both_axes(subject: Subject, thin: Thin) -> None:
+    """The same with `output_size`."""
+    judge_output_sizes(subject, thin, "both")
 
 
 @pytest.mark.clause("3.6", "3.8")

@@ -353,6 +353,17 @@ def alive(mark: str) -> list[int]:
     return [int(p.name) for p in found if b"\nState:\tZ" not in read(p / "status")]
 
 
+@pytest.mark.parametrize("subject", ["cmd:./nothing", "cmd:true", "cmd:cat", "py:no_such_module:Block"])
+def test_until_the_first_failure_where_nothing_can_be_judged(subject: str, tmp_path: Path) -> None:
+    """One error in a few lines, as without the option."""
+    plain, until = mdnc_spec_many(
+        [run_arguments(subject), run_arguments(subject, "--until-first-failure")], cwd=tmp_path
+    )
+    assert until == plain
+    assert (until.status, until.err) == (3, "")
+    assert len(until.out.splitlines()) < 12
+
+
 @pytest.mark.slow
 def test_until_the_first_failure(tmp_path: Path) -> None:
     """What chapter 1 sees of a wrong structure or size is told by the clause on that; its own is told at once."""

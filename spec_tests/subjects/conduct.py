@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from spec_tests.words import shown
 
 # A crash costs a new process, and a late reply its time-out.
 CRASHES = 3
-# As much of a complaint as enumerates.
+# As many letters as the other messages are named in.
 LISTED = 400
 # The metadata of a reply `ok` that say something of the block; more may stand there, a timing for instance.
 _MEANT = re.compile(r"(status|out)\Z|(param|buffer)\.")
@@ -38,9 +39,12 @@ class Complaint:
     unsent: int = 0
 
     def __str__(self) -> str:
-        also = f"; {len(self.more)} more: {', '.join(self.more)}" if self.more else ""
+        ends = accumulate(len(one) + 2 for one in self.more)
+        named = [one for one, end in zip(self.more, ends, strict=True) if end <= LISTED]
+        rest = f", and {len(self.more) - len(named)} others" if len(named) < len(self.more) else ""
+        also = f"; {len(self.more)} more: {', '.join(named)}{rest}" if self.more else ""
         left = f"; {self.unsent} more messages were not sent" if self.unsent else ""
-        return f"{self.rule}: {self.first}{also:.{LISTED}}{left}{RULE}{RULES[self.rule]}{self.said}"
+        return f"{self.rule}: {self.first}{also}{left}{RULE}{RULES[self.rule]}{self.said}"
 
 
 @dataclass
