@@ -6,11 +6,13 @@ import itertools
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
+from spec_tests import isolation
 from spec_tests.diagnosis import diagnose
 from spec_tests.evidence import within
 from spec_tests.meta.processes import REFERENCE, mdnc_spec
@@ -74,6 +76,27 @@ def test_what_no_rule_explains_is_described() -> None:
     assert "No known mistake" in text
     assert "Wrong only with batch size = 3." in text
     assert "behaves exactly like" not in text
+
+
+def example(**features: Any) -> Any:
+    """As much of an example as tells what it has in common with others."""
+    usual = {"normalizer": "batch", "activator": "relu", "layer_order": "new", "scaler": "down"}
+    config = SimpleNamespace(**{**usual, "projects": True, "rescales": False, **features})
+    return SimpleNamespace(config=config, training=features.get("training", False), shape=(features.get("batch", 2),))
+
+
+def test_what_another_feature_explains_is_no_condition() -> None:
+    """The wrong examples met one order and one batch size alone, by chance; the norm and the mode tell them apart."""
+    wrong = [example(layer_order="old"), example(layer_order="old", scaler="up")]
+    right = [example(training=True, layer_order=order, batch=n) for order in ("new", "old") for n in (1, 2)]
+    right += [example(normalizer="inst", layer_order=order, batch=n) for order in ("new", "old") for n in (1, 2)]
+    due = ["Wrong only with normalizer = 'batch'.", "Wrong only with training = False."]
+    assert [*isolation.shared(wrong, right)] == due
+    # One right example may be chance; two are evidence.
+    apart = [example(), example(batch=1)]
+    assert [*isolation.shared(wrong, [*right, apart[0]])] == due
+    assert [*isolation.shared(wrong, [*right, *apart])] == [due[0], "Wrong only with layer_order = 'old'.", due[1]]
+    assert [*isolation.shared(wrong, [])] == []
 
 
 def test_coarse_products_are_told_from_a_rare_mistake() -> None:
