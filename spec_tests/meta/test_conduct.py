@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from spec_tests.conduct_rules import RULE, RULES
-from spec_tests.due import answer_due
+from spec_tests.due import answer_due, entry_text
 from spec_tests.meta.lax_ports import LAX, LEGAL
 from spec_tests.meta.processes import mdnc_spec_many
 from spec_tests.subjects import wire
@@ -275,7 +275,16 @@ def test_each_message_has_the_answer_of_its_rule() -> None:
 
 
 def test_a_long_list_is_cut() -> None:
-    assert len(str(Complaint("arguments", "x", more=["y" * 50] * 50))) < 600
+    """Between two of them; of one that is too long alone, the beginning is told."""
+    many, one = (str(Complaint("arguments", "x", more=more)) for more in (["y" * 50] * 50, ["y" * 500, "z"]))
+    assert len(many) < 600
+    assert f"; 50 more: {', '.join(['y' * 50] * 7)}, and 43 others. " in many
+    assert f"; 2 more: {'y' * 400}…, and 1 other. " in one
+
+
+def test_sizes_may_be_more_than_an_argument_can_say() -> None:
+    """Up-sampling multiplies two of the largest; `replay` tells what was due of such a request, too."""
+    assert entry_text("F32", (1, 2**64, 4)) == "F32 [1,18446744073709551616,4]"
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from spec_tests.subjects.base import SubjectError
 from spec_tests.subjects.odd_messages import CONFIG, Probe, message, probes, tensors_of
 from spec_tests.subjects.process import PortError, Process
 from spec_tests.subjects.stdio import STDERR, Reply, StdioSubject, answered
-from spec_tests.words import shown
+from spec_tests.words import counted, shown
 
 # A crash costs a new process, and a late reply its time-out.
 CRASHES = 3
@@ -41,7 +41,9 @@ class Complaint:
     def __str__(self) -> str:
         ends = accumulate(len(one) + 2 for one in self.more)
         named = [one for one, end in zip(self.more, ends, strict=True) if end <= LISTED]
-        rest = f", and {len(self.more) - len(named)} others" if len(named) < len(self.more) else ""
+        named = named or [shown(one, LISTED) for one in self.more[:1]]
+        left_out = len(self.more) - len(named)
+        rest = f", and {counted(left_out, 'other')}" if left_out else ""
         also = f"; {len(self.more)} more: {', '.join(named)}{rest}" if self.more else ""
         left = f"; {self.unsent} more messages were not sent" if self.unsent else ""
         return f"{self.rule}: {self.first}{also}{left}{RULE}{RULES[self.rule]}{self.said}"
