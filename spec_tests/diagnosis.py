@@ -195,7 +195,7 @@ def diagnose(subject: Subject, seconds: float = SECONDS, first: int = 48) -> Dia
             among, found = _singles(other)
             evidence, ranked = (other, among) if found else (evidence, ranked)
     found = _told_apart(subject, evidence, found, numerics, deadline)
-    explanations = sorted((_explanation(evidence, changes) for changes in found), key=lambda e: e.changes)
+    explanations = sorted((_explanation(evidence, changes) for changes in found), key=lambda e: repr(e.changes))
     others = [_explanation(evidence, changes) for changes in ranked[:CLOSELY] if changes not in found]
     # What breaks the specification breaks it in float32, and shows in the examples that were made later too.
     plain = Evidence(evidence.observations, evidence.gradients) if evidence is rounded else evidence
@@ -260,16 +260,20 @@ def _where(subject: Subject, evidence: Evidence, failing: Sequence[int]) -> Iter
     # Of each tensor that is wrong anywhere: the examples in which it is, and what is plainly wrong with it there.
     wrong: dict[str, list[tuple[Numeric, str]]] = {}
     right: set[str] = set()
+    apart: tuple[set[tuple[Numeric, str]], set[tuple[Numeric, str]]] = set(), set()
     for i in failing:
         tensors = observations[i].tensors
         for name, bounded in predict(numerics[i], SPEC, "dx" in tensors).items():
             if name not in tensors:
                 continue
-            if judge(tensors[name], bounded).ok:
+            passes = judge(tensors[name], bounded).ok
+            apart[passes].add((numerics[i], name))
+            if passes:
                 right.add(name)
             else:
                 wrong.setdefault(name, []).append((numerics[i], isolation.plainly(tensors[name], bounded)))
     yield from isolation.kinds(set(wrong), right)
+    yield from isolation.parts(*apart)
     for name in ("y", "dx"):
         yield from isolation.seen(name, wrong.get(name, ()))
     with_buffers = [i for i in failing if numerics[i].config.buffers() and numerics[i].training]

@@ -25,6 +25,14 @@ FEATURES: dict[str, Callable[[Numeric], Any]] = {
     "batch size": lambda numeric: numeric.shape[0],
 }
 
+_PARTS = {
+    ("conv", "weight"): "kernels",
+    ("conv", "bias"): "biases",
+    ("norm", "weight"): "scales",
+    ("norm", "bias"): "shifts",
+    ("act", "weight"): "slopes",
+}
+
 
 def shared(wrong: Sequence[Numeric], right: Sequence[Numeric]) -> Iterator[str]:
     """What wrong examples have in common and not all examples have.
@@ -54,6 +62,22 @@ def kinds(wrong: set[str], right: set[str]) -> Iterator[str]:
     bad, good = {_kind(name) for name in wrong}, {_kind(name) for name in right}
     if good - bad:
         yield f"In the wrong examples, only these are wrong: {', '.join(sorted(bad))}."
+
+
+def parts(wrong: set[tuple[Numeric, str]], right: set[tuple[Numeric, str]]) -> Iterator[str]:
+    """Which kinds of parameters have wrong gradients, if nothing else is wrong, and those of other kinds are right."""
+    if all(name.startswith("grad ") for _, name in wrong):
+        bad, good = ({_part(numeric, name) for numeric, name in some} for some in (wrong, right))
+        if good - bad - {""}:
+            yield f"Of parameters, only the gradients of {' and of '.join(sorted(bad))} are wrong."
+
+
+def _part(numeric: Numeric, name: str) -> str:
+    """What the gradient `name` belongs to; empty for another tensor."""
+    if not name.startswith("grad "):
+        return ""
+    layer_name, _, tensor = name[5:].rpartition(".")
+    return _PARTS[next(layer.kind for layer in numeric.config.layers() if layer.name == layer_name), tensor]
 
 
 def plainly(got: Array, expected: Bounded) -> str:

@@ -210,10 +210,14 @@ def inspect(
         allowed += f", the worst; the first should be {first.value!r} ± {first.bound:.3g}"
     allowed += f"; {verdict.outside:.1%} of the elements are outside their bounds"
     layers = suspects(run, name)
-    if name not in ("y", "dx"):
-        allowed += f"; the error entered at one of {', '.join(layers)}"
+    allowed += entrance(run, name)
     tensor = Tensor(name, actual, expected.value, expected.bound, layers)
     raise NonConformance(clause, what, got, allowed, example, tensor)
+
+
+def entrance(run: Forward, name: str) -> str:
+    """Where an error of a buffer entered, as the end of a sentence; empty of a tensor that every layer bears on."""
+    return f"; the error entered at one of {', '.join(suspects(run, name))}" if name in run.stats else ""
 
 
 def grade(numeric: Numeric, x: Array, y: Array) -> None:

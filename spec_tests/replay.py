@@ -10,8 +10,8 @@ import numpy as np
 
 from spec_tests.config import BlockConfig, render_call
 from spec_tests.due import MODES, NEEDED, TYPES, Due, answer_due, entry_text, input_shape, is_wide, state_entries
-from spec_tests.numeric import ARITHMETIC, arithmetic
-from spec_tests.oracle import Bounded, Forward, forward, judge, suspects, vjp
+from spec_tests.numeric import ARITHMETIC, arithmetic, entrance
+from spec_tests.oracle import Bounded, Forward, forward, judge, vjp
 from spec_tests.streams import say
 from spec_tests.subjects import load_subject
 from spec_tests.subjects.base import Array, SubjectError
@@ -89,7 +89,7 @@ def _judged(name: str, got: Array | None, expected: Bounded, run: Forward) -> To
     told = f"got {worst.got!r} at {list(worst.index)}, expected {worst.value!r} ± {worst.bound:.3g}"
     told += f" ({worst.excess}); {verdict.outside:.1%} of its elements are outside"
     plain = name if name in ("y", "dx") else name[2:]
-    return False, f"{name}: {told}; the error entered at one of {', '.join(suspects(run, plain))}"
+    return False, f"{name}: {told}{entrance(run, plain)}"
 
 
 def computed(

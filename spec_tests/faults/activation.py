@@ -71,6 +71,11 @@ def _activate(block: Any, x: Tensor) -> Tensor:
     return x.relu() if block.activator == "relu" else F.leaky_relu(x, 0.25)
 
 
+def _relu_at_the_end(block: Any, x: Tensor) -> Tensor:
+    y = Block.forward(block, x)
+    return y.relu() if block.activator == "relu" else y
+
+
 def _on_the_shortcut(block: Any, x: Tensor) -> Tensor:
     block._check(x)
     res: Tensor = block.conv3(block.conv2(block.conv1(x)))
@@ -146,6 +151,22 @@ FAULTS = (
         "4.21 4.1",
         rules=("final_activation", True),
         forward=lambda block, x: _activate(block, Block.forward(block, x)),
+    ),
+    fault(
+        "sum_through_relu",
+        "a ReLU follows the addition in every block",
+        "ResNet v1, whatever the activator",
+        "4.21 4.1",
+        rules=("final_activation", "always_relu"),
+        forward=lambda block, x: F.relu(Block.forward(block, x)),
+    ),
+    fault(
+        "sum_through_relu_with_relu",
+        "a ReLU follows the addition in blocks with ReLU",
+        "ResNet v1, as far as no slopes are needed",
+        "4.21 4.1",
+        rules=("final_activation", "only_relu"),
+        forward=_relu_at_the_end,
     ),
     fault(
         "one_slope_parameter",

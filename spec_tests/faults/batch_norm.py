@@ -162,6 +162,15 @@ FAULTS = (
         running="biased",
     ),
     _by_hand(
+        "running_variance_corrected_twice",
+        "running_var takes n / (n - 1) times the unbiased variance in",
+        "torch.var, which is unbiased already, and Bessel's correction behind it",
+        "6.2",
+        "statistics",
+        ("running_variance", "corrected_twice"),
+        running="corrected_twice",
+    ),
+    _by_hand(
         "statistics_never_updated",
         "the running statistics stay as they are",
         "the new state of a functional framework (JAX) is dropped",

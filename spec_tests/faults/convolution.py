@@ -141,6 +141,22 @@ FAULTS = (
         lay="in_out",
     ),
     _read(
+        "weight_as_hwio",
+        "the numbers of a weight are taken in the order (kh, kw, in, out)",
+        "a buffer handed to Keras, Flax or TensorFlow.js without a transposition",
+        "4.2 4.1",
+        ("kernel_channels", "hwio"),
+        lay="hwio",
+    ),
+    _read(
+        "weight_as_ohwi",
+        "the numbers of a weight are taken in the order (out, kh, kw, in)",
+        "a buffer handed to TensorFlow Lite or a channels-last kernel without a transposition",
+        "4.2 4.1",
+        ("kernel_channels", "ohwi"),
+        lay="ohwi",
+    ),
+    _read(
         "bias_not_added",
         "the bias of normalizer='null' is not added",
         "bias=False throughout",

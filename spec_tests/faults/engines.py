@@ -80,10 +80,10 @@ def identity(_: Any, x: Tensor) -> Tensor:
 
 
 class _Scaled(torch.autograd.Function):
-    """x, with its gradient times a number."""
+    """x, with its gradient times a number, or a number for each of its elements."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, factor: float | Tensor) -> Tensor:
         ctx.factor = factor
         return x.view_as(x)
 
@@ -104,7 +104,7 @@ class _Straight(torch.autograd.Function):
         return None, dy[0]
 
 
-def scaled_gradient(x: Tensor, factor: float) -> Tensor:
+def scaled_gradient(x: Tensor, factor: float | Tensor) -> Tensor:
     found: Tensor = _Scaled.apply(x, factor)  # type: ignore[no-untyped-call]
     return found
 
@@ -180,7 +180,8 @@ def normalize(
     mean, variance = moments(wide, over, formula)
     old = None if not batch else (norm.running_mean.clone(), norm.running_var.clone())
     if updates:
-        replace_statistics(norm, mean.detach(), variance.detach() * (n / (n - 1) if running == "unbiased" else 1), step)
+        corrections = {"biased": 0, "unbiased": 1, "corrected_twice": 2}[running]
+        replace_statistics(norm, mean.detach(), variance.detach() * (n / (n - 1)) ** corrections, step)
     if old is not None and source != "batch":
         mean, variance = (t.to(wide.dtype)[:, None, None] for t in old)
         if source == "updated":
@@ -242,6 +243,14 @@ def laid(w: Tensor, how: str) -> Tensor:
     """A weight read in another way, where its shape allows it."""
     if how == "flipped":
         return w.flip(2, 3)
+    if how in ("hwio", "ohwi"):
+        planes, channels, height, width = w.shape
+        if how == "hwio":
+            read = w.reshape(height, width, channels, planes).permute(3, 2, 0, 1)
+        else:
+            read = w.reshape(planes, height, width, channels).permute(0, 3, 1, 2)
+        # With strides that only a kernel of one element allows, torch's backward pass writes where it must not.
+        return read.flatten().view(w.shape)
     axes = (0, 1) if how == "in_out" else (2, 3)
     return w.transpose(*axes) if how and w.shape[axes[0]] == w.shape[axes[1]] else w
 

@@ -27,6 +27,11 @@ def _batch_mean(block: Any, x: Tensor) -> Tensor:
     return engines.scaled_gradient(y, 1 / n)
 
 
+def _residual_detached(block: Any, x: Tensor) -> Tensor:
+    block._check(x)
+    return residual(block, x.detach()) + cut(block, x)
+
+
 def _shortcut_detached(block: Any, x: Tensor) -> Tensor:
     block._check(x)
     return residual(block, x) + cut(block, x.detach())
@@ -64,6 +69,45 @@ def evaluated_through(norm: Any, x: Tensor) -> Tensor:
         return y
     path = F.batch_norm(x, None, None, norm.weight, norm.bias, True, 0.0, norm.eps)
     return engines.straight(y, path)
+
+
+class _Formula(torch.autograd.Function):
+    """A norm by given statistics, whose gradient is as if they were those of the input."""
+
+    @staticmethod
+    def forward(ctx: Any, *given: Tensor) -> Tensor:
+        x, mean, inverse = given
+        hat = (x - mean) * inverse
+        ctx.save_for_backward(hat, inverse)
+        return hat
+
+    @staticmethod
+    def backward(ctx: Any, *dy: Tensor) -> tuple[Tensor, None, None]:
+        hat, inverse = ctx.saved_tensors
+        over = (0, 2, 3)
+        core = dy[0] - dy[0].mean(over, keepdim=True) - hat * (dy[0] * hat).mean(over, keepdim=True)
+        return inverse * core, None, None
+
+
+def evaluated_by_formula(norm: Any, x: Tensor) -> Tensor:
+    """In evaluation the formula of training takes the gradient, with the running statistics in it."""
+    if norm.training or not x.requires_grad or x[:, 0].numel() == 1:
+        return engines.native(norm, x)
+    mean, variance = (t.to(x.dtype)[:, None, None] for t in (norm.running_mean, norm.running_var))
+    hat: Tensor = _Formula.apply(x, mean, (variance + norm.eps).rsqrt())  # type: ignore[no-untyped-call]
+    return engines.affine(norm, hat, "scale_shift")
+
+
+def positive_only(act: Any, x: Tensor) -> Tensor:
+    """A PReLU whose input receives the gradient of a ReLU."""
+    slope = F.prelu(x.detach(), act.weight)
+    return engines.straight(engines.native(act, x), slope + F.relu(x))
+
+
+def slope_gradient(act: Any, x: Tensor, *, times: str) -> Tensor:
+    """The gradient of a slope with another sign, or times the slope."""
+    factor: Any = -1.0 if times == "-1" else act.weight.detach()
+    return F.prelu(x, engines.scaled_gradient(act.weight, factor))
 
 
 def through_everything(act: Any, x: Tensor) -> Tensor:
@@ -161,6 +205,15 @@ FAULTS = (
         forward=_shortcut_detached,
     ),
     fault(
+        "residual_detached",
+        "no gradient passes through the residual branch to the input",
+        "a backward pass by hand that returns what the shortcut gave",
+        "5.8 5.1",
+        "gradients",
+        rules=("residual_gradient", "missing"),
+        forward=_residual_detached,
+    ),
+    fault(
         "added_in_place",
         "the shortcut is added onto what a ReLU keeps for the backward pass",
         "res += x, the toolkit",
@@ -190,7 +243,17 @@ FAULTS = (
         "one backward pass for both modes",
         "5.4 5.1",
         "gradients evaluation",
+        rules=("evaluation_gradient", "batch"),
         patch=lambda block: instead(batch_norms(block), evaluated_through),
+    ),
+    fault(
+        "evaluation_by_the_formula_of_training",
+        "in evaluation the gradient follows the formula of training, with the running statistics",
+        "one backward pass for both modes",
+        "5.4 5.1",
+        "gradients evaluation",
+        rules=("evaluation_gradient", "formula"),
+        patch=lambda block: instead(batch_norms(block), evaluated_by_formula),
     ),
     fault(
         "relu_passes_every_gradient",
@@ -198,7 +261,17 @@ FAULTS = (
         "a straight-through estimator",
         "5.1 5.2",
         "gradients",
+        rules=("activation_gradient", "all_of_relu"),
         patch=lambda block: instead(layers(block, nn.ReLU), through_everything),
+    ),
+    fault(
+        "prelu_masks_as_relu",
+        "a PReLU passes nothing of its negative side on to its input",
+        "the mask of a ReLU, in a backward pass written by hand",
+        "5.1 5.2",
+        "gradients",
+        rules=("activation_gradient", "none_of_prelu"),
+        patch=lambda block: instead(layers(block, nn.PReLU), positive_only),
     ),
     fault(
         "bias_without_gradient",
@@ -222,11 +295,8 @@ FAULTS = (
         "a backward pass that was derived for a mathematical convolution",
         "5.1 5.2",
         "gradients",
-        patch=lambda block: (
-            instead(convolutions(block.conv2), flipped_gradient)
-            if max(block.stride) == 1 or block.scaler == "up"
-            else None
-        ),
+        rules=("kernel_gradient", "not_turned"),
+        patch=lambda block: instead(convolutions(block.conv2), flipped_gradient),
     ),
     fault(
         "slope_gradient_of_both_sides",
@@ -234,7 +304,26 @@ FAULTS = (
         "the mask of the negative side forgotten",
         "5.5 5.2",
         "gradients",
+        rules=("slope_gradient", "both_sides"),
         patch=lambda block: instead(layers(block, nn.PReLU), slope_everywhere),
+    ),
+    fault(
+        "slope_gradient_negated",
+        "the gradient of a slope has the wrong sign",
+        "max(-x, 0) in place of min(x, 0)",
+        "5.5 5.2",
+        "gradients",
+        rules=("slope_gradient", "negated"),
+        patch=lambda block: instead(layers(block, nn.PReLU), slope_gradient, times="-1"),
+    ),
+    fault(
+        "slope_gradient_scaled",
+        "the gradient of a slope is multiplied by the slope",
+        "the gradient of the input summed up, over the negative side",
+        "5.5 5.2",
+        "gradients",
+        rules=("slope_gradient", "scaled"),
+        patch=lambda block: instead(layers(block, nn.PReLU), slope_gradient, times="slope"),
     ),
     fault(
         "kink_outside_the_hull",

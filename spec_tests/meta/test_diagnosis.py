@@ -69,6 +69,24 @@ class OddSubject(RuleSubject):
         return self.block(right.config, right.rules)
 
 
+@pytest.mark.parametrize(
+    ("rule", "value"),
+    [
+        ("activation_gradient", "none_of_prelu"),
+        ("evaluation_gradient", "formula"),
+        ("kernel_channels", "ohwi"),
+        ("kernel_gradient", "not_turned"),
+        ("residual_gradient", "missing"),
+        ("slope_gradient", "negated"),
+    ],
+)
+def test_a_backward_pass_or_a_layout_that_ports_get_wrong_by_hand(rule: str, value: str) -> None:
+    changed: dict[str, Any] = {rule: value}
+    found = diagnose(RuleSubject(replace(SPEC, **changed)), SECONDS)
+    assert found.certain
+    assert found.explanations[0].changes == ((rule, value),)
+
+
 def test_what_no_rule_explains_is_described() -> None:
     found = diagnose(OddSubject(SPEC), SECONDS)
     assert found.explanations == ()
@@ -218,6 +236,26 @@ def test_nan_that_passes_zero_weights_blames_no_shortcut() -> None:
     found = diagnose(subject, SECONDS, first=8)
     assert found.where
     assert "shortcut" not in "\n".join(found.where)
+
+
+class Unscaled(RuleBlock):
+    """Slopes receive the cube of their gradient, of which no rule knows."""
+
+    def backward(self, x: Array, dy: Array, training: bool | None = None) -> Gradients:
+        found = super().backward(x, dy, training)
+        slopes = {f"{layer.name}.weight" for layer in self.config.layers() if layer.kind == "act"}
+        return Gradients(found.dx, {name: g**3 if name in slopes else g for name, g in found.params.items()})
+
+
+def test_gradients_of_one_kind_of_parameter_are_told() -> None:
+    subject = OddSubject(SPEC)
+    subject.block = Unscaled
+    found = diagnose(subject, 2.0, first=24)
+    assert found.explanations == ()
+    assert "Of parameters, only the gradients of slopes are wrong." in found.where
+    # Where something else is wrong too, gradients are not all that there is to say.
+    subject.block = NanGradient
+    assert "Of parameters" not in "\n".join(diagnose(subject, 2.0, first=24).where)
 
 
 class Remembers(Odd):

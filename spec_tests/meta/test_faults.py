@@ -110,10 +110,10 @@ def test_a_lost_kill_fails(tmp_path: Path) -> None:
     chosen = ("-k", "slope_gradient", "--no-controls")
     first = tool(tmp_path, *chosen, "--update")
     assert first.status == 0, first.out + first.err
-    assert "3 of 3 kills" in first.out
+    assert "5 of 5 kills" in first.out
     again = tool(tmp_path, *chosen)
     assert again.status == 0, again.out
-    assert "3 of 3 results are known" in again.out
+    assert "5 of 5 results are known" in again.out
 
     state = tmp_path / "state.jsonl"
     lines = [json.loads(line) for line in state.read_text(encoding="utf-8").splitlines()]
@@ -123,7 +123,7 @@ def test_a_lost_kill_fails(tmp_path: Path) -> None:
     state.write_text(json.dumps(lines[0]) + "\n" + json.dumps(lines[1])[:50], encoding="utf-8")
     after = tool(tmp_path, *chosen)
     assert after.status == 1
-    assert "1 of 3 results are known" in after.out
+    assert "1 of 5 results are known" in after.out
     assert f"SURVIVED {name}" in after.out
     assert f"LOST {name}: 5.5 killed it" in after.out
 

@@ -11,7 +11,7 @@ import pytest
 from spec_tests.config import BlockConfig
 from spec_tests.generators import draw_case, draw_input, draw_state
 from spec_tests.oracle import NotApplicable, Rules, alternatives, forward, judge, vjp
-from spec_tests.oracle.plan import plan
+from spec_tests.oracle.plan import OUTSIDE, plan
 
 torch = pytest.importorskip("torch")
 catalogue: Any = importlib.import_module("spec_tests.faults.catalogue")
@@ -40,10 +40,6 @@ def filled(kind: Any, config: BlockConfig, state: dict[str, Any]) -> Any:
     return block
 
 
-# These decide what happens outside the layers, so that the plan of the layers does not show them.
-BEHIND_THE_LAYERS = ("shortcut_weight", "residual_weight", "parameter_gradient", "shortcut_gradient")
-
-
 def example(seed: int, rule: str, rules: Rules) -> bool:
     """Whether call `seed` says something of the rule; if so, the block's numbers must be within the rule's bounds."""
     rng = np.random.default_rng(seed)
@@ -51,7 +47,7 @@ def example(seed: int, rule: str, rules: Rules) -> bool:
     state, training = draw_state(config, rng, "near_eps" if seed % 2 else "distinct"), bool(seed % 3)
     x = draw_input(config, shape, rng)
     try:
-        if plan(config, rules) == plan(config, Rules()) and rule not in BEHIND_THE_LAYERS:
+        if plan(config, rules) == plan(config, Rules()) and rule not in OUTSIDE:
             return False
         run = forward(config, state, x, training=training, rules=rules)
     except NotApplicable:

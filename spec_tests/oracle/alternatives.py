@@ -27,14 +27,30 @@ def plus(a: Bounded, b: Bounded) -> Bounded:
 # ---------------------------------------------------------------- convolution
 
 
+_ORDERS = {"hwio": (3, 2, 0, 1), "ohwi": (0, 3, 1, 2)}
+
+
 def lay(w: Array, how: str) -> Array:
-    """A weight (O, C, kh, kw) read in another way; each way is its own inverse."""
+    """A weight (O, C, kh, kw) read in another way."""
+    if how in _ORDERS:
+        order = _ORDERS[how]
+        stored = tuple(w.shape[order.index(axis)] for axis in range(4))
+        read: Array = w.reshape(stored).transpose(order)
+        return read
     if how == "flipped":
         return w[:, :, ::-1, ::-1]
     if w.shape[0 if how == "in_out" else 2] != w.shape[1 if how == "in_out" else 3]:
         raise NotApplicable(f"a weight of shape {w.shape} cannot be read as {how}")
     turned: Array = w.swapaxes(0, 1) if how == "in_out" else w.swapaxes(2, 3)
     return turned
+
+
+def lay_back(dw: Array, how: str) -> Array:
+    """The gradient of a weight (O, C, kh, kw) in the places of what `lay` read; the other ways undo themselves."""
+    if how in _ORDERS:
+        stored: Array = dw.transpose(np.argsort(_ORDERS[how])).reshape(dw.shape)
+        return stored
+    return lay(dw, how)
 
 
 @lru_cache(maxsize=1024)
@@ -130,13 +146,28 @@ def activate(x: Bounded, a: Array, how: str, side: str, arith: Arith) -> tuple[B
     return Bounded(sign * y.value, y.bound), (saved, sign, jacobian)
 
 
-def activate_vjp(saved: Any, dy: Bounded, arith: Arith) -> tuple[Bounded, Bounded]:
-    """The gradients dx (N, C, H, W) and da (C) of what `activate` of this module saved."""
+def activate_vjp(
+    saved: Any, dy: Bounded, arith: Arith, masked: bool = False, everywhere: bool = False
+) -> tuple[Bounded, Bounded]:
+    """The gradients dx (N, C, H, W) and da (C) of what `activate` of this module saved.
+
+    `masked`: dx is that of a ReLU; `everywhere`: da sums dy x on both sides.
+    """
     inner, sign, jacobian = saved
     dy = Bounded(sign * dy.value, dy.bound)
-    dx = activation.activate_vjp(inner, dy, arith)
-    da = activation.slope_vjp(inner, dy, arith)
+    relu = activation.Activated(inner.x, activation.RELU, (inner.x.value > 0).astype(float), inner.doubtful)
+    dx = activation.activate_vjp(relu if masked else inner, dy, arith)
+    da = _products(inner.x, dy, arith) if everywhere else activation.slope_vjp(inner, dy, arith)
     return Bounded(sign * dx.value, dx.bound), Bounded(jacobian.T @ da.value, np.abs(jacobian).T @ da.bound)
+
+
+def _products(x: Bounded, dy: Bounded, arith: Arith) -> Bounded:
+    """The sum of dy x over samples and places; shape (C)."""
+    size = np.abs(x.value)
+    c = arith.gamma(x.value.size // x.shape[1] + 1) + 2 * arith.storage
+    errors = np.abs(dy.value) * x.bound + dy.bound * (size + x.bound)
+    bound = ((1 + c) * errors + c * np.abs(dy.value) * size).sum((0, 2, 3))
+    return arith.stored((dy.value * x.value).sum((0, 2, 3)), bound + x.value.size * arith.tiny)
 
 
 @dataclass(frozen=True)

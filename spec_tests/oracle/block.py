@@ -138,6 +138,8 @@ def vjp(result: Forward, dy: ArrayLike) -> Gradients:
         shared = result.plan.shared
         left = _back(result.residual[shared:], _times(start, rules.residual_weight), run)
         dx = _back(result.residual[:shared], _fan_out(left, right, arith), run)
+        if rules.residual_gradient == "missing":
+            dx = right
     if rules is not SPEC:
         for name, shape in result.config.parameters().items():
             run.gradients.setdefault(name, Bounded.exact(np.zeros(shape)))

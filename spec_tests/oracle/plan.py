@@ -14,7 +14,7 @@ from spec_tests.oracle.rules import SPEC, Rules
 from spec_tests.oracle.steps import ActStep, ConvStep, NormStep, Step, UpStep
 
 # Rules that a plan does not hold: how the branches, and gradients, are added up.
-OUTSIDE = ("residual_weight", "shortcut_weight", "parameter_gradient", "shortcut_gradient")
+OUTSIDE = ("residual_weight", "shortcut_weight", "parameter_gradient", "shortcut_gradient", "residual_gradient")
 _AXES = {"HW": (2, 3), "NHW": (0, 2, 3), "CHW": (1, 2, 3)}
 
 
@@ -65,8 +65,15 @@ def plan(config: BlockConfig, rules: Rules) -> Plan:
     shortcut = _foldable(_shortcut(branches["in_node"], config, rules))
     if rules.shortcut_activation:
         shortcut.append(FixedActStep("shortcut activation", _activator(config)))
-    after: list[Step] = [FixedActStep("final activation", _activator(config))] if rules.final_activation else []
-    return Plan(tuple(residual), tuple(shortcut), tuple(after), shared)
+    return Plan(tuple(residual), tuple(shortcut), _after(config, rules), shared)
+
+
+def _after(config: BlockConfig, rules: Rules) -> tuple[Step, ...]:
+    """What follows the sum."""
+    how = rules.final_activation
+    if how is False or (how == "only_relu" and config.activator != "relu"):
+        return ()
+    return (FixedActStep("final activation", _activator(config) if how is True else "relu"),)
 
 
 def _foldable(steps: list[Step]) -> list[Step]:
@@ -121,11 +128,12 @@ def _norm(layer: Layer, config: BlockConfig, rules: Rules) -> NormStep:
     return replace(
         step,
         momentum=rules.momentum,
-        running_unbiased=rules.running_variance == "unbiased",
+        running_corrections={"biased": 0, "unbiased": 1, "corrected_twice": 2}[rules.running_variance],
         update=rules.statistics_update,
         counter_step=rules.counter_step,
         training_statistics=rules.training_statistics,
         evaluation_statistics=rules.evaluation_statistics,
+        evaluation_gradient=rules.evaluation_gradient,
     )
 
 
@@ -134,9 +142,11 @@ def _activation(layer: Layer, config: BlockConfig, rules: Rules) -> list[Step]:
         return []
     if config.activator == "relu" and rules.relu != "relu":
         return [FixedActStep(layer.name, rules.relu)]
+    back = rules.activation_gradient
     if config.activator == "relu":
-        return [ActStep(layer.name, False)]
-    return [ActStep(layer.name, True, rules.slope, rules.slope_side, rules.slope_gradient)]
+        return [ActStep(layer.name, False, back="slope" if back == "none_of_prelu" else back)]
+    back = "slope" if back == "all_of_relu" else back
+    return [ActStep(layer.name, True, rules.slope, rules.slope_side, rules.slope_gradient, back)]
 
 
 def _convolution(layer: Layer, config: BlockConfig, rules: Rules) -> list[Step]:
@@ -151,8 +161,10 @@ def _convolution(layer: Layer, config: BlockConfig, rules: Rules) -> list[Step]:
             before = [MapStep(f"{layer.name} padding", how, stride, padding, layer.kernel)]
             padding = (0, 0)
     lay = rules.kernel if rules.kernel != "correlation" else ""
-    lay = "in_out" if rules.kernel_channels == "in_out" else lay
-    return [*before, ConvStep(layer.name, stride, padding, dilation, lay, rules.convolution_bias == "added")]
+    lay = lay if rules.kernel_channels == "out_in" else rules.kernel_channels
+    turned = layer.kernel == (1, 1) or rules.kernel_gradient == "turned"
+    with_bias = rules.convolution_bias == "added"
+    return [*before, ConvStep(layer.name, stride, padding, dilation, lay, with_bias, turned=turned)]
 
 
 def _ordered(steps: list[Step], config: BlockConfig, rules: Rules) -> list[Step]:

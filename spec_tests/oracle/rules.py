@@ -82,7 +82,10 @@ class Rules:
         "unbiased",
         "6.2",
         "the variance that enters running_var",
-        {"biased": "Keras, Flax, ONNX: the one that normalizes"},
+        {
+            "biased": "Keras, Flax, ONNX: the one that normalizes",
+            "corrected_twice": "n / (n - 1) times a variance that has it already",
+        },
     )
     statistics_update: str = _rule(
         "training",
@@ -144,7 +147,16 @@ class Rules:
     shortcut_activation: bool = _rule(
         False, "2.11", "an activation ends the shortcut", {True: "the branch code reused"}
     )
-    final_activation: bool = _rule(False, "4.21", "an activation follows the addition", {True: "ResNet v1"})
+    final_activation: bool | str = _rule(
+        False,
+        "4.21",
+        "an activation follows the addition",
+        {
+            True: "ResNet v1",
+            "always_relu": "ResNet v1's ReLU, whatever the activator",
+            "only_relu": "ResNet v1's ReLU, in blocks with `activator='relu'`",
+        },
+    )
 
     # ------------------------------------------------------------------ order
     new_order: str = _rule(
@@ -180,7 +192,14 @@ class Rules:
         {"flipped": "a mathematical convolution", "transposed": "height and width swapped"},
     )
     kernel_channels: str = _rule(
-        "out_in", "2.21", "the first two axes of a weight", {"in_out": "transposed convolutions"}
+        "out_in",
+        "2.21",
+        "how the numbers of a weight lie",
+        {
+            "in_out": "transposed convolutions",
+            "hwio": "taken as (kh, kw, in, out), the order of Keras, Flax and TensorFlow.js",
+            "ohwi": "taken as (out, kh, kw, in), the order of TensorFlow Lite and of channels-last kernels",
+        },
     )
     convolution_bias: str = _rule(
         "added", "2.5", "the bias of `normalizer='null'`", {"missing": "bias=False throughout"}
@@ -260,17 +279,50 @@ class Rules:
         "the gradient through a norm's own statistics",
         {"detached": "stop_gradient on both", "mean_detached": "on the mean", "variance_detached": "on the variance"},
     )
+    evaluation_gradient: str = _rule(
+        "constant",
+        "5.4",
+        "what a batch norm's statistics are to the gradient in evaluation",
+        {
+            "batch": "the backward pass of training, with the statistics of the batch",
+            "formula": "the backward formula of training, with the running statistics",
+        },
+    )
+    activation_gradient: str = _rule(
+        "slope",
+        "5.1",
+        "the gradient of an activation in its input",
+        {
+            "all_of_relu": "a ReLU that passes every gradient on: a mask forgotten, straight-through",
+            "none_of_prelu": "a PReLU that passes none of its negative side on: ReLU's mask",
+        },
+    )
     slope_gradient: str = _rule(
         "sum",
         "5.5",
-        "how the gradient of a slope is reduced",
-        {"batch_mean": "a mean over samples", "mean": "a mean over samples and places"},
+        "the gradient of a slope",
+        {
+            "batch_mean": "a mean over samples",
+            "mean": "a mean over samples and places",
+            "both_sides": "the mask of the negative side forgotten",
+            "negated": "a wrong sign: max(-x, 0) in place of min(x, 0)",
+            "scaled": "the slope multiplied in",
+        },
+    )
+    kernel_gradient: str = _rule(
+        "turned",
+        "5.1",
+        "how the kernel of conv2 lies in the gradient of its input",
+        {"not_turned": "the kernel of the forward pass, not turned round"},
     )
     parameter_gradient: str = _rule(
         "sum", "5.2", "how the gradients of all parameters are reduced", {"batch_mean": "a mean over samples"}
     )
     shortcut_gradient: str = _rule(
         "added", "5.8", "the gradient through the shortcut", {"missing": "a detached shortcut"}
+    )
+    residual_gradient: str = _rule(
+        "added", "5.8", "the input's gradient through the residual branch", {"missing": "only the shortcut's returned"}
     )
 
 

@@ -6,7 +6,7 @@ A step is built once for a configuration and rules, and holds settings only; ten
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -64,7 +64,10 @@ class Step(Protocol):
 
 @dataclass(frozen=True)
 class ConvStep:
-    """A convolution; `lay` names how the weight is read (`alternatives.lay`), `folds`: a batch norm is right behind."""
+    """A convolution; `lay` names how the weight is read (`alternatives.lay`), `folds`: a batch norm is right behind.
+
+    `turned` is false for the wrong rule that the gradient of the input meets the kernel as it lies.
+    """
 
     name: str
     stride: Pair
@@ -73,6 +76,7 @@ class ConvStep:
     lay: str = ""
     with_bias: bool = True
     folds: bool = False
+    turned: bool = True
     kind: ClassVar[str] = "conv"
 
     def forward(self, x: Bounded, run: Run) -> tuple[Bounded, Any]:
@@ -88,7 +92,10 @@ class ConvStep:
         x, w, has_bias = saved
         dx, dw, db = conv.convolve_vjp(x, w, has_bias, self.stride, self.padding, dy, run.arith, self.dilation)
         if self.lay:
-            dw = Bounded(alternatives.lay(dw.value, self.lay), alternatives.lay(dw.bound, self.lay))
+            dw = Bounded(alternatives.lay_back(dw.value, self.lay), alternatives.lay_back(dw.bound, self.lay))
+        if not self.turned:
+            across = alternatives.lay(w, "flipped")
+            dx, *_ = conv.convolve_vjp(x, across, False, self.stride, self.padding, dy, run.arith, self.dilation)
         run.add_gradient(f"{self.name}.weight", dw)
         bias = f"{self.name}.bias"
         if db is not None:
@@ -100,13 +107,14 @@ class ConvStep:
 
 @dataclass(frozen=True)
 class ActStep:
-    """A ReLU (`prelu` false) or PReLU; `slope`, `side` and `gradient` are rules for the slopes."""
+    """A ReLU (`prelu` false) or PReLU; `slope`, `side`, `gradient` and `back` are rules for the slopes."""
 
     name: str
     prelu: bool
     slope: str = "channel"
     side: str = "negative"
     gradient: str = "sum"
+    back: str = "slope"
     kind: ClassVar[str] = "act"
 
     def forward(self, x: Bounded, run: Run) -> tuple[Bounded, Any]:
@@ -119,24 +127,36 @@ class ActStep:
 
     def vjp(self, saved: Any, dy: Bounded, run: Run) -> Bounded:
         if not self.prelu:
-            return activation.activate_vjp(saved, dy, run.arith)
-        if self.slope == "channel" and self.side == "negative":
+            return dy if self.back == "all_of_relu" else activation.activate_vjp(saved, dy, run.arith)
+        a = run.state[f"{self.name}.weight"]
+        as_specified = self.slope == "channel" and self.side == "negative"
+        if as_specified and self.gradient != "both_sides" and self.back == "slope":
             dx = activation.activate_vjp(saved, dy, run.arith)
             da = activation.slope_vjp(saved, dy, run.arith)
         else:
-            dx, da = alternatives.activate_vjp(saved, dy, run.arith)
-        if self.gradient != "sum":
-            count = len(dy.value) if self.gradient == "batch_mean" else dy.value.size / dy.shape[1]
-            da = Bounded(da.value / count, da.bound / count)
+            changed = (saved, 1.0, np.eye(len(a))) if as_specified else saved
+            masked, everywhere = self.back != "slope", self.gradient == "both_sides"
+            dx, da = alternatives.activate_vjp(changed, dy, run.arith, masked, everywhere)
+        if self.gradient not in ("sum", "both_sides"):
+            factor = self._factor(dy, a)
+            da = Bounded(factor * da.value, np.abs(factor) * da.bound)
         run.add_gradient(f"{self.name}.weight", da)
         return dx
+
+    def _factor(self, dy: Bounded, a: Array) -> Array:
+        """What a wrong rule multiplies the gradient of the slopes (C) by."""
+        if self.gradient == "scaled":
+            return a
+        count = {"negated": -1.0, "batch_mean": len(dy.value), "mean": dy.value.size / dy.shape[1]}[self.gradient]
+        return np.full_like(a, 1 / count)
 
 
 @dataclass(frozen=True)
 class NormStep:
     """A norm. `axes` are those of its own statistics; `batch` has running ones, and the rules for them.
 
-    `behind` names the convolution right before it, empty for none.
+    `running_corrections`: how often the variance that enters running_var is multiplied by n / (n - 1). `behind` names
+    the convolution right before it, empty for none.
     """
 
     name: str
@@ -147,12 +167,13 @@ class NormStep:
     unbiased: bool = False
     affine: str = "scale_shift"
     momentum: float | None = 0.1
-    running_unbiased: bool = True
+    running_corrections: int = 1
     update: str = "training"
     counter_step: int = 1
     training_statistics: str = "batch"
     evaluation_statistics: str = "running"
     gradient: str = "through"
+    evaluation_gradient: str = "constant"
     behind: str = ""
     kind: ClassVar[str] = "norm"
 
@@ -180,13 +201,24 @@ class NormStep:
         y, saved = norm.normalize(x, g, b, self.eps, given, run.arith, self.eps_outside, folded)
         if self.unbiased and own:
             saved.curvature = saved.curvature * (given.n / (given.n - 1))
+        if self.evaluation_gradient != "constant" and not (own or run.training):
+            saved = self._as_in_training(x, saved, run)
         return y, (saved, g)
+
+    def _as_in_training(self, x: Bounded, saved: norm.Normalized, run: Run) -> norm.Normalized:
+        """What the backward pass needs, if it passes in evaluation through statistics."""
+        batch = norm.moments(x, self.axes, run.arith)
+        if self.evaluation_gradient == "batch":
+            return norm.normalize(x, None, None, self.eps, batch, run.arith, self.eps_outside)[1]
+        given = saved.moments
+        taken = norm.Moments(given.mean, given.variance, given.spread, batch.axes, batch.n)
+        return replace(saved, moments=taken)
 
     def _replace(self, given: norm.Moments, run: Run) -> None:
         """running_mean and running_var, from the statistics that normalize (6.1, 6.2), and the counter (6.3)."""
         counter = run.state[f"{self.name}.num_batches_tracked"]
         momentum = 1 / (float(counter) + 1) if self.momentum is None else self.momentum
-        factor = given.n / (given.n - 1) if self.running_unbiased else 1.0
+        factor = (given.n / (given.n - 1)) ** self.running_corrections
         variance = Bounded(factor * given.variance.value, factor * given.variance.bound)
         for key, new in (("running_mean", given.mean), ("running_var", variance)):
             name = f"{self.name}.{key}"
