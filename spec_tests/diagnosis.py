@@ -16,7 +16,7 @@ from time import monotonic
 from typing import Any
 
 from spec_tests import isolation
-from spec_tests.evidence import Change, Evidence, Observation, examples, observe, predict
+from spec_tests.evidence import Change, Evidence, Observation, examples, in_float64, observe, predict
 from spec_tests.numeric import Numeric, arithmetic
 from spec_tests.oracle import SPEC, TF32, NotApplicable, Rules, alternatives, judge
 from spec_tests.subjects import load_subject
@@ -30,6 +30,8 @@ MORE_EXAMPLES = 48
 FEWEST = 8
 # How many wrong examples are asked for once more, each in a process of its own.
 ASKED_AGAIN = 3
+# How many examples are asked for in float64 where none in float32 is wrong.
+IN_FLOAT64 = 12
 # Characters of an error that are told: torch lists every entry that a state lacks.
 LONGEST = 300
 
@@ -67,6 +69,8 @@ class Diagnosis:
         errors: calls that failed, of which no rule says anything.
         forward: whether `explanations` account for outputs and statistics alone: a backward pass that is written by
             hand does not follow the forward one.
+        double: if nothing is wrong in float32: how many tensors of how many break the specification in float64, and
+            whether all of these are as close as float32 comes.
         coarse: how many examples break the specification, and of how many, if `explanations`, or the specification
             itself where those are empty, account for everything in TF32 only.
     """
@@ -79,10 +83,11 @@ class Diagnosis:
     errors: tuple[str, ...] = ()
     coarse: tuple[int, int] | None = None
     forward: bool = False
+    double: tuple[int, int, bool] | None = None
 
     @property
     def healthy(self) -> bool:
-        return self.wrong == 0 and not self.errors
+        return self.wrong == 0 and not self.errors and self.double is None
 
     @property
     def certain(self) -> bool:
@@ -98,6 +103,8 @@ class Diagnosis:
         found = [f"{failed} failed{such}: {shorten(self.errors[0], LONGEST, placeholder=' …')}"] if self.errors else []
         if not self.total:
             return [*found, "No output, gradient or statistic came."]
+        if self.double:
+            return [*found, *self._in_float64(total)]
         if not self.wrong:
             one = "The only output, gradient or statistic that came is right."
             return [*found, f"All of {total} that came are right." if self.total > 1 else one]
@@ -131,6 +138,18 @@ class Diagnosis:
         if self.runner_up is not None and self.runner_up.inside > self.runner_up.total - self.wrong:
             other = self.runner_up
             yield f"The next best explanation, {other.sentence()}, accounts for {other.inside} of them."
+
+    def _in_float64(self, total: str) -> Iterator[str]:
+        """What is wrong in float64 alone."""
+        if self.double is None:
+            return
+        wrong, among, rounded = self.double
+        yield f"All of {total} in float32 are right; of {among:,} in float64, {wrong:,} lie outside their bounds."
+        if rounded:
+            yield (
+                "All of these are as close as float32 comes: something is computed in float32, or a constant is "
+                "rounded to it (ε, the momentum, a position of the up-sampling)."
+            )
 
     def _coarsely(self, total: str) -> Iterator[str]:
         """What the arithmetic explains of all `total` tensors."""
@@ -178,7 +197,11 @@ def diagnose(subject: Subject, seconds: float = SECONDS, first: int = 48) -> Dia
     failing = evidence.failing()
     inside, total = evidence.accounted(())
     if not failing:
-        return Diagnosis(0, total, errors=_errors(observations))
+        double = None
+        if "float64" in subject.features:
+            wrong, coarse, came = in_float64(subject, [seen.numeric for seen in observations[:IN_FLOAT64]])
+            double = (wrong, came, coarse == wrong) if wrong else None
+        return Diagnosis(0, total, errors=_errors(observations), double=double)
     often = len(failing), len(observations)
     ranked, found = _singles(evidence)
     rounded = None

@@ -89,6 +89,29 @@ def predict(numeric: Numeric, rules: Rules, gradients: bool, arith: Arith | None
     return found
 
 
+def in_float64(subject: Subject, numerics: Iterable[Numeric]) -> tuple[int, int, int]:
+    """Of examples in float64: how many tensors break the specification, how many of these float32 would, how many came.
+
+    The second are as close to the values due as an implementation that computes the same in float32 comes.
+    """
+    wrong = coarse = total = 0
+    for numeric in numerics:
+        wide = replace(numeric, dtype="float64")
+        tensors = observe(subject, wide).tensors
+        gradients = "dx" in tensors
+        narrow = predict(replace(numeric, dtype="float32"), SPEC, gradients)
+        for name, due in predict(wide, SPEC, gradients).items():
+            if name not in tensors:
+                continue
+            total += 1
+            if within(tensors[name], due):
+                continue
+            wrong += 1
+            apart = np.abs(narrow[name].value - due.value)
+            coarse += within(tensors[name], Bounded(due.value, narrow[name].bound + due.bound + apart))
+    return wrong, coarse, total
+
+
 class Evidence:
     """Observations, and how many of their tensors each rule accounts for; what was computed is kept."""
 

@@ -24,7 +24,7 @@ from spec_tests.subjects import load_subject
 from spec_tests.subjects.base import AtOnce, Crashed, Refused, SubjectError, zeros
 from spec_tests.subjects.port_block import _described
 from spec_tests.subjects.process import STDERR_KEPT, Process, Timeouts
-from spec_tests.subjects.stdio import FAILURES_PER_TEST, StdioSubject
+from spec_tests.subjects.stdio import FAILURES_PER_TEST, StdioSubject, _end
 from spec_tests.subjects.wire import WireError, encode, number, read_message
 from spec_tests.words import shown
 
@@ -287,6 +287,17 @@ def test_what_a_port_says_of_itself_is_bounded(load: Loader) -> None:
     assert len(str(caught.value)) < 3000
     assert str(caught.value).endswith("fatal: \N{REPLACEMENT CHARACTER}[31mout of cheese\N{REPLACEMENT CHARACTER}")
     assert len(subject._stderr) <= STDERR_KEPT
+
+
+def test_of_a_long_stack_the_innermost_calls_are_told() -> None:
+    """Go, Java and Rust write what is wrong, then the calls from the innermost one out; Python's order is the other."""
+    stack = [f"main.f{i}()" for i in range(20)]
+    told = _end("\n".join(["started", "panic: index out of range", "", *stack])).splitlines()
+    assert told[1:] == ["panic: index out of range", *stack[:4], "…", *stack[-6:]]
+    told = _end("\n".join(["started", "panic: index out of range", *stack[:10]])).splitlines()
+    assert told[1:] == ["panic: index out of range", *stack[:10]]
+    assert _end("\n".join(["started", *stack, "KeyError: 'w'"])).splitlines()[1:] == [*stack[-5:], "KeyError: 'w'"]
+    assert _end(" \n") == ""
 
 
 # ------------------------------------------------------------------ small parts

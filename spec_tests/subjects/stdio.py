@@ -63,7 +63,7 @@ _CHOICES = {
 STDERR = "; the end of its standard error:"
 _STATUS = "allowed are 'ok', 'error', 'unsupported'"
 
-_ERROR = re.compile(r"error|exception|panicked", re.IGNORECASE)
+_ERROR = re.compile(r"error|exception|panic", re.IGNORECASE)
 
 Reply = tuple[wire.Header, dict[str, Array]]
 
@@ -348,11 +348,13 @@ class StdioSubject(Subject):
 
 
 def _end(stderr: str) -> str:
-    """The last lines of standard error, as they end a message; empty if there are none."""
-    lines = [line for line in stderr.splitlines() if line.strip()]
-    # Some runtimes write their stack and more behind the line that says what is wrong.
-    errors = [line for line in lines[:-6] if _ERROR.search(line)][-1:]
-    said = "\n".join(line[-200:] for line in [*errors, *lines[-6:]])
+    """The last lines of standard error, and of an earlier error its first; empty if there are none."""
+    lines = [line[-160:] for line in stderr.splitlines() if line.strip()]
+    before, last = lines[:-6], lines[-6:]
+    # Some runtimes write their stack behind the line that says what is wrong, the innermost call first.
+    errors = [i for i, line in enumerate(before) if _ERROR.search(line)]
+    first = before[errors[-1] :] if errors else []
+    said = "\n".join([*first[:5], *["…"] * (len(first) > 5), *last])
     return f"{STDERR}\n{shown(said)}" if said else ""
 
 
