@@ -28,6 +28,7 @@ exit status:
 """
 
 
+PROTOCOL = Path(__file__).with_name("PROTOCOL.md")
 MANY_STATUS = (
     "exit status, the first that applies: 1 one does not conform, 3 one could not be judged or a report cannot be "
     "read, 2 one is partial, 0 all conform"
@@ -71,6 +72,15 @@ def _designator(text: str) -> str:
         check_designator(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
+
+def _language(text: str) -> str:
+    from spec_tests.new_port import LANGUAGES
+
+    if text not in LANGUAGES:
+        there = f"no skeleton; there is one in {', '.join(LANGUAGES)}"
+        raise argparse.ArgumentTypeError(f"{text!r} has {there}; for any other language, {PROTOCOL} says what is asked")
     return text
 
 
@@ -269,10 +279,12 @@ def parser() -> argparse.ArgumentParser:
         "new-port",
         help="write the skeleton of a port",
         description="Write the skeleton of a port, which answers `hello` and says of the rest that it is not written.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="for any other language:\n"
+        f"  what is asked and answered: {PROTOCOL}\n"
+        f"  step by step:              {PROTOCOL.with_name('PORTING.md')}",
     )
-    start.add_argument(
-        "language", choices=("python", "c", "js", "rust"), metavar="LANG", help="python, c (C++ too), js, rust"
-    )
+    start.add_argument("language", type=_language, metavar="LANG", help="python, c (C++ too), js, rust")
     start.add_argument("folder", type=Path, metavar="DIR", help="where to write it; made if it is not there")
     table = commands.add_parser(
         "matrix",

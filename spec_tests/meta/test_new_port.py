@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from spec_tests.meta.processes import mdnc_spec
-from spec_tests.new_port import LANGUAGES
+from spec_tests.new_port import LANGUAGES, PACKAGE
 
 TOOLS = {"python": sys.executable, "c": "cc", "js": "node", "rust": "rustc"}
 
@@ -70,3 +70,8 @@ def test_languages_are_named(tmp_path: Path) -> None:
     ended = mdnc_spec("new-port", "cobol", str(tmp_path / "x"), cwd=tmp_path)
     assert ended.status == 3
     assert all(language in ended.err for language in LANGUAGES)
+    # A port can be written in it all the same.
+    protocol = PACKAGE / "PROTOCOL.md"
+    assert protocol.is_file()
+    assert str(protocol) in ended.err
+    assert str(protocol) in mdnc_spec("new-port", "--help", cwd=tmp_path).out
