@@ -282,7 +282,6 @@ def _where(subject: Subject, evidence: Evidence, failing: Sequence[int]) -> Iter
     yield from isolation.shared([numerics[i] for i in failing], [n for i, n in enumerate(numerics) if i not in failing])
     # Of each tensor that is wrong anywhere: the examples in which it is, and what is plainly wrong with it there.
     wrong: dict[str, list[tuple[Numeric, str]]] = {}
-    right: set[str] = set()
     apart: tuple[set[tuple[Numeric, str]], set[tuple[Numeric, str]]] = set(), set()
     for i in failing:
         tensors = observations[i].tensors
@@ -291,10 +290,9 @@ def _where(subject: Subject, evidence: Evidence, failing: Sequence[int]) -> Iter
                 continue
             passes = judge(tensors[name], bounded).ok
             apart[passes].add((numerics[i], name))
-            if passes:
-                right.add(name)
-            else:
+            if not passes:
                 wrong.setdefault(name, []).append((numerics[i], isolation.plainly(tensors[name], bounded)))
+    right = {name for _, name in apart[True]}
     yield from isolation.kinds(set(wrong), right)
     yield from isolation.parts(*apart)
     for name in ("y", "dx"):

@@ -20,6 +20,11 @@ def _detached(name: str, title: str, cause: str, rule: str, how: str) -> Fault:
     return fault(name, title, cause, "5.3 5.1", "gradients", rules=("statistics_gradient", rule), patch=patch)
 
 
+def _slope(name: str, title: str, cause: str, rule: str, function: Any, **options: Any) -> Fault:
+    patch = lambda block: instead(layers(block, nn.PReLU), function, **options)  # noqa: E731
+    return fault(name, title, cause, "5.5 5.2", "gradients", rules=("slope_gradient", rule), patch=patch)
+
+
 def _batch_mean(block: Any, x: Tensor) -> Tensor:
     """The gradients of the parameters are divided by the number of samples, that of the input is not."""
     n = max(len(x), 1)
@@ -168,23 +173,21 @@ FAULTS = (
         "variance_detached",
         "variance",
     ),
-    fault(
+    _slope(
         "slope_gradient_averaged",
         "the gradient of a slope is divided by the number of samples",
         "mean() in a backward pass written by hand",
-        "5.5 5.2",
-        "gradients",
-        rules=("slope_gradient", "batch_mean"),
-        patch=lambda block: instead(layers(block, nn.PReLU), engines.prelu, mean="samples"),
+        "batch_mean",
+        engines.prelu,
+        mean="samples",
     ),
-    fault(
+    _slope(
         "slope_gradient_mean",
         "the gradient of a slope is divided by the number of samples and places",
         "mean() over all but the channels, in a backward pass written by hand",
-        "5.5 5.2",
-        "gradients",
-        rules=("slope_gradient", "mean"),
-        patch=lambda block: instead(layers(block, nn.PReLU), engines.prelu, mean="all"),
+        "mean",
+        engines.prelu,
+        mean="all",
     ),
     fault(
         "parameter_gradients_averaged",
@@ -298,32 +301,28 @@ FAULTS = (
         rules=("kernel_gradient", "not_turned"),
         patch=lambda block: instead(convolutions(block.conv2), flipped_gradient),
     ),
-    fault(
+    _slope(
         "slope_gradient_of_both_sides",
         "the gradient of a slope sums dy·x over both sides",
         "the mask of the negative side forgotten",
-        "5.5 5.2",
-        "gradients",
-        rules=("slope_gradient", "both_sides"),
-        patch=lambda block: instead(layers(block, nn.PReLU), slope_everywhere),
+        "both_sides",
+        slope_everywhere,
     ),
-    fault(
+    _slope(
         "slope_gradient_negated",
         "the gradient of a slope has the wrong sign",
         "max(-x, 0) in place of min(x, 0)",
-        "5.5 5.2",
-        "gradients",
-        rules=("slope_gradient", "negated"),
-        patch=lambda block: instead(layers(block, nn.PReLU), slope_gradient, times="-1"),
+        "negated",
+        slope_gradient,
+        times="-1",
     ),
-    fault(
+    _slope(
         "slope_gradient_scaled",
         "the gradient of a slope is multiplied by the slope",
         "the gradient of the input summed up, over the negative side",
-        "5.5 5.2",
-        "gradients",
-        rules=("slope_gradient", "scaled"),
-        patch=lambda block: instead(layers(block, nn.PReLU), slope_gradient, times="slope"),
+        "scaled",
+        slope_gradient,
+        times="slope",
     ),
     fault(
         "kink_outside_the_hull",

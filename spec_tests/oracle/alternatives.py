@@ -155,8 +155,10 @@ def activate_vjp(
     """
     inner, sign, jacobian = saved
     dy = Bounded(sign * dy.value, dy.bound)
-    relu = activation.Activated(inner.x, activation.RELU, (inner.x.value > 0).astype(float), inner.doubtful)
-    dx = activation.activate_vjp(relu if masked else inner, dy, arith)
+    back = inner
+    if masked:
+        back = activation.Activated(inner.x, activation.RELU, (inner.x.value > 0).astype(float), inner.doubtful)
+    dx = activation.activate_vjp(back, dy, arith)
     da = _products(inner.x, dy, arith) if everywhere else activation.slope_vjp(inner, dy, arith)
     return Bounded(sign * dx.value, dx.bound), Bounded(jacobian.T @ da.value, np.abs(jacobian).T @ da.bound)
 
