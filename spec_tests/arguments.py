@@ -268,7 +268,8 @@ def parser() -> argparse.ArgumentParser:
     again = commands.add_parser(
         "replay",
         help="send a saved request to a port again, and say what is wrong with its reply",
-        description="Send a saved request to a port again; print the request, the reply and what the oracle says.",
+        description="Send a saved request to a port again; print the request, the reply and what the oracle says. "
+        "A file may hold several requests, one behind the other: those before the last are sent first, and not judged.",
         epilog="exit status: 0 the reply is as it must be, 1 it is wrong, 3 it could not be judged, or asks for what "
         "the port does not offer",
     )

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
+
 from spec_tests.config import BlockConfig, render_call
 from spec_tests.subjects.base import IN_PROCESS, REFUSALS, Array, Crashed, Refused
 
@@ -207,6 +209,24 @@ def differing(got: Mapping[str, Array], expected: Mapping[str, Array]) -> dict[s
         or got[name].shape != expected[name].shape
         or got[name].tobytes() != expected[name].tobytes()
     }
+
+
+def unlike(got: Array, other: Array, allowed: float | Array = 0.0) -> str:
+    """The element of an array that differs most from one of the same shape; empty if none does by more than allowed."""
+    if np.array_equal(got, other):
+        return ""
+    # As float64, where differences of integers do not wrap.
+    one, two = got.astype("f8"), other.astype("f8")
+    with np.errstate(all="ignore"):
+        apart = np.asarray(np.abs(one - two))
+    apart[(got == other) | (np.isnan(one) & np.isnan(two))] = 0.0
+    apart[np.isnan(apart)] = np.inf
+    # Integers of more than 53 bits may differ and look alike.
+    wrong = (apart > allowed) | ((apart == 0.0) & (got != other) & ~np.isnan(one))
+    if not wrong.any():
+        return ""
+    index = np.unravel_index(np.where(wrong, apart, -1.0).argmax(), apart.shape)
+    return f"{got[index]!s} at {[int(i) for i in index]}, not {other[index]!s}"
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 # What each group of messages is about, and the part of the page that says it.
 RULES = {
+    "alone": "nothing is kept from one request to the next: the same request has the same answer again (Requests)",
     "arguments": "a text that is no integer, pair, null or name as written there is a wrong argument (Arguments)",
     "unknown": "a key that a port does not know changes nothing (Requests, Arguments)",
     "order": "the order of tensors, and spaces behind the header, change nothing (Messages, Tensors)",

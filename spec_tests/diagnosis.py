@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import combinations, islice
 from textwrap import shorten
-from time import monotonic
+from time import monotonic, process_time
 from typing import Any
 
 from spec_tests import isolation
@@ -28,6 +28,8 @@ SECONDS = 10.0
 CLOSELY, PAIRED = 12, 10
 MORE_EXAMPLES = 48
 FEWEST = 8
+# Of how many wrong examples it is counted what each rule accounts for, and of how many more where pairs are looked for.
+SAMPLE = 6
 # How many wrong examples are asked for once more, each in a process of its own.
 ASKED_AGAIN = 3
 # How many examples are asked for in float64 where none in float32 is wrong.
@@ -184,14 +186,17 @@ def _spread(indices: Sequence[int], most: int) -> list[int]:
 
 
 def diagnose(subject: Subject, seconds: float = SECONDS, first: int = 48) -> Diagnosis:
-    """Find what explains a subject, in about `seconds`; `first` examples are looked at before any others."""
-    deadline = monotonic() + seconds
+    """Find what explains a subject, in about `seconds`; `first` examples are looked at before any others.
+
+    Pairs are looked for in seconds of this process, so that what else a machine does changes nothing.
+    """
+    deadline, spent = monotonic() + seconds / 2, process_time() + seconds
     numerics = examples(subject)
     observations = []
     for numeric in islice(numerics, first):
         observations.append(observe(subject, numeric))
         # A slow subject is asked for less, and at least for a few examples.
-        if monotonic() > deadline - seconds / 2 and len(observations) >= FEWEST:
+        if monotonic() > deadline and len(observations) >= FEWEST:
             break
     evidence = Evidence(observations, "backward" in subject.features)
     failing = evidence.failing()
@@ -211,13 +216,13 @@ def diagnose(subject: Subject, seconds: float = SECONDS, first: int = 48) -> Dia
         if not rounded.failing():
             return Diagnosis(total - inside, total, errors=_errors(observations), coarse=often)
     if not found:
-        found = _pairs(evidence, ranked, failing, deadline)
+        found = _pairs(evidence, ranked, failing, spent)
     forward = Evidence(observations, gradients=False)
     for other in (forward, rounded):
         if not found and other is not None:
             among, found = _singles(other)
             evidence, ranked = (other, among) if found else (evidence, ranked)
-    found = _told_apart(subject, evidence, found, numerics, deadline)
+    found = _told_apart(subject, evidence, found, numerics, monotonic() + seconds / 4)
     explanations = sorted((_explanation(evidence, changes) for changes in found), key=lambda e: repr(e.changes))
     others = [_explanation(evidence, changes) for changes in ranked[:CLOSELY] if changes not in found]
     # What breaks the specification breaks it in float32, and shows in the examples that were made later too.
@@ -245,7 +250,7 @@ def _explanation(evidence: Evidence, changes: tuple[Change, ...]) -> Explanation
 
 def _singles(evidence: Evidence) -> tuple[list[tuple[Change, ...]], list[tuple[Change, ...]]]:
     """The alternative rules, the likeliest first, and those that explain everything."""
-    sample = _spread(evidence.failing(), 6)
+    sample = _spread(evidence.failing(), SAMPLE)
     singles: list[tuple[Change, ...]] = [((name, value),) for name, value, _ in alternatives()]
     ranked = sorted(singles, key=lambda changes: -evidence.gain(changes, sample))
     return ranked, [changes for changes in ranked if evidence.gain(changes, sample) > 0 and evidence.explains(changes)]
@@ -308,17 +313,18 @@ def _where(subject: Subject, evidence: Evidence, failing: Sequence[int]) -> Iter
 
 
 def _pairs(
-    evidence: Evidence, ranked: Sequence[tuple[Change, ...]], failing: Sequence[int], deadline: float
+    evidence: Evidence, ranked: Sequence[tuple[Change, ...]], failing: Sequence[int], spent: float
 ) -> list[tuple[Change, ...]]:
     """Pairs of rules that explain everything together."""
-    wider = _spread(failing, 16)
+    few = _spread(failing, SAMPLE)
+    wider = [*few, *_spread([i for i in failing if i not in few], SAMPLE)]
     gains = {changes: max((evidence.gain(changes, [i]) for i in wider), default=0) for changes in ranked}
     useful = [changes for changes in sorted(ranked, key=lambda c: -gains[c]) if gains[changes] > 0]
     found: list[tuple[Change, ...]] = []
     last = len(useful)
     for one, two in sorted(combinations(range(len(useful)), 2), key=sum):
         # Behind the first pair, only those that looked about as likely are tried.
-        if monotonic() > deadline or one + two > 2 * last:
+        if process_time() > spent or one + two > 2 * last:
             break
         pair = useful[one] + useful[two]
         if pair[0][0] != pair[1][0] and evidence.explains(pair):

@@ -73,6 +73,13 @@ def observe(subject: Subject, numeric: Numeric) -> Observation:
 
 def predict(numeric: Numeric, rules: Rules, gradients: bool, arith: Arith | None = None) -> dict[str, Bounded]:
     """What a block of these rules makes of an example, in the arithmetic due or another. Raises NotApplicable."""
+    return dict(_predicted(numeric, rules, gradients, arith))
+
+
+def _predicted(
+    numeric: Numeric, rules: Rules, gradients: bool, arith: Arith | None = None
+) -> Iterator[tuple[str, Bounded]]:
+    """As `predict`, tensor by tensor: gradients are computed when they are asked for. Raises NotApplicable at once."""
     run = forward(
         numeric.config,
         numeric.state(),
@@ -81,12 +88,12 @@ def predict(numeric: Numeric, rules: Rules, gradients: bool, arith: Arith | None
         arith=arith or ARITHMETIC[numeric.dtype],
         rules=rules,
     )
-    found = {"y": run.y, **run.stats}
+    yield "y", run.y
+    yield from run.stats.items()
     if gradients:
         back = vjp(run, numeric.dy())
-        found["dx"] = back.dx
-        found.update({f"grad {name}": value for name, value in back.params.items()})
-    return found
+        yield "dx", back.dx
+        yield from ((f"grad {name}", value) for name, value in back.params.items())
 
 
 def in_float64(subject: Subject, numerics: Iterable[Numeric]) -> tuple[int, int, int]:
@@ -119,6 +126,7 @@ class Evidence:
         self.gradients, self.arith = gradients, arith
         self.observations = list(observations)
         self._known: dict[tuple[int, tuple[Change, ...]], tuple[int, int]] = {}
+        self._fitting: set[tuple[int, tuple[Change, ...]]] = set()
 
     def inside(self, index: int, changes: tuple[Change, ...]) -> tuple[int, int]:
         """How many tensors of one observation lie within the bounds of the changed rules, and how many there are."""
@@ -155,11 +163,30 @@ class Evidence:
     def explains(self, changes: tuple[Change, ...]) -> bool:
         """Whether the rules account for everything, and for something that the specification does not."""
         failing = self.failing()
-        spoken = [self.inside(i, changes)[1] for i in failing]
-        return bool(failing) and any(spoken) and self._all_inside(changes, [*failing, *range(len(self.observations))])
+        # Most explanations fail at the first wrong example, and most of these at its output.
+        if not failing or not all(self._fits(i, changes) for i in failing):
+            return False
+        return any(self.inside(i, changes)[1] for i in failing) and all(
+            self._fits(i, changes) for i in range(len(self.observations))
+        )
 
-    def _all_inside(self, changes: tuple[Change, ...], indices: Iterable[int]) -> bool:
-        return all(good == total for good, total in (self.inside(i, changes) for i in indices))
+    def _fits(self, index: int, changes: tuple[Change, ...]) -> bool:
+        """Whether the rules account for all of an observation, or say nothing of it, with as little as shows it."""
+        if (index, changes) in self._fitting:
+            return True
+        if (index, changes) in self._known:
+            good, total = self._known[index, changes]
+            return good == total
+        observation, rules = self.observations[index], replace(SPEC, **dict(changes))
+        tensors = observation.tensors
+        try:
+            for name, bounded in _predicted(observation.numeric, rules, self.gradients and "dx" in tensors, self.arith):
+                if name in tensors and not within(tensors[name], bounded):
+                    return False
+        except NotApplicable:
+            pass
+        self._fitting.add((index, changes))
+        return True
 
 
 def _changes_nothing(config: BlockConfig, rules: Rules) -> bool:

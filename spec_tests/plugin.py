@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import hypothesis
 import pytest
 from hypothesis import Phase
+from hypothesis.errors import Flaky
 
 from spec_tests import compare, numeric, outcomes, seeding, strategies
 from spec_tests.clauses import all_clauses, select, sort_key
@@ -330,11 +331,15 @@ def pytest_runtest_makereport(
 def _failed(item: pytest.Item, error: BaseException, outcome: TestOutcome, asked: Subject | None) -> TestOutcome:
     """The outcome with how the test ended; the run ends too, if it was to run to its first failure."""
     status, failure = outcomes.failure_of(error, item.nodeid, outcome.clauses[0])
-    request = ""
-    if asked is not None and status == "failed":
-        told = f"{outcome.clauses[0]}-{item.name}"
-        request = outcomes.saved(_folder(item.config), told, asked.last_request())
-    outcome = replace(outcome, status=status, failure=failure, request=request, again=_again(item.config))
+    request = alone = ""
+    # What took another course when it came again may depend on what came before.
+    changed = isinstance(error, Flaky)
+    if asked is not None and (status == "failed" or changed) and (last := asked.last_request()):
+        alone, earlier = asked.asked_alone() or ("", ())
+        told = f"{failure.clause or outcome.clauses[0]}-{item.name}"
+        request = outcomes.saved(_folder(item.config), told, b"".join([*earlier, last]))
+    again = _again(item.config)
+    outcome = replace(outcome, status=status, failure=failure, request=request, alone=alone, again=again)
     if item.config.getoption("until_first_failure") and not outcome.advice:
         from spec_tests.report.folding import follows
 

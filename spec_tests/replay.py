@@ -1,9 +1,12 @@
-"""Sends one saved request to a port again and tells what the oracle says of the reply."""
+"""Sends a saved request to a port again and tells what the oracle says of the reply.
+
+Where the file has several messages, one behind the other, those before the last are sent first; they are not judged.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +19,9 @@ from spec_tests.streams import say
 from spec_tests.subjects import load_subject
 from spec_tests.subjects.base import Array, SubjectError
 from spec_tests.subjects.process import PortError
-from spec_tests.subjects.stdio import StdioSubject, answered
-from spec_tests.subjects.wire import ARGUMENTS, ID_DIGITS, LONG_NAMES, Header, WireError, arguments, read_message
+from spec_tests.subjects.replies import answered
+from spec_tests.subjects.stdio import StdioSubject
+from spec_tests.subjects.wire import ARGUMENTS, ID_DIGITS, LONG_NAMES, Header, WireError, arguments, read_message, split
 from spec_tests.verdict import BROKEN, CONFORMS, NOT_JUDGED
 from spec_tests.words import shown
 
@@ -256,22 +260,20 @@ def _unusable(request: Header) -> str:
     return "" if _ID.fullmatch(request.metadata.get("id", "")) else "it has no id of 8 digits"
 
 
-def replay(file: Path, designator: str, timeouts: str) -> int:
-    """Print the request, the reply and the verdict; return the exit status of the command."""
+def _read(file: Path) -> tuple[list[bytes], str]:
+    """The messages of a file, or why they cannot be replayed."""
     try:
-        message = file.read_bytes()
-        request, given = read_message(message)
-        problem = _unusable(request)
+        messages = split(file.read_bytes())
+        problems = [_unusable(read_message(message)[0]) for message in messages]
     except (OSError, WireError) as error:
-        problem = str(error)
-    if problem:
-        say(f"{file} is no request that can be replayed: {problem}")
-        return NOT_JUDGED
-    if not designator.startswith("cmd:"):
-        say(f"--subject {designator!r} answers no requests; allowed is 'cmd:./port --flag'")
-        return NOT_JUDGED
+        return [], str(error)
+    return messages, next(filter(None, problems), "")
+
+
+def _told(request: Header, message: bytes, place: str) -> list[str]:
+    """Print a request; return what in it makes no difference."""
     op, mode = request.metadata["op"], request.metadata.get("mode", "")
-    say(f"request {op} {mode}".rstrip())
+    say(f"request{place} {op} {mode}".rstrip())
     say("  " + render_call(arguments(request.metadata)))
     for key in ("dtype", "shape", "seed"):
         if key in request.metadata:
@@ -281,6 +283,30 @@ def replay(file: Path, designator: str, timeouts: str) -> int:
         say(f"  {line}, which changes nothing")
     for line in _tensors(request):
         say(line)
+    return odd
+
+
+def _sent_before(subject: StdioSubject, messages: Sequence[bytes], of: int) -> None:
+    """Send the messages before the one that is judged."""
+    for number, message in enumerate(messages, 1):
+        _told(read_message(message)[0], message, f" {number} of {of}")
+        try:
+            say(f"reply {answered(subject.send(bytearray(message))[0].metadata)[1]}, which is not judged")
+        except PortError as error:
+            say(f"reply none that counts: {error}")
+
+
+def replay(file: Path, designator: str, timeouts: str) -> int:
+    """Print the request, the reply and the verdict; return the exit status of the command."""
+    messages, problem = _read(file)
+    if problem:
+        say(f"{file} is no request that can be replayed: {problem}")
+        return NOT_JUDGED
+    if not designator.startswith("cmd:"):
+        say(f"--subject {designator!r} answers no requests; allowed is 'cmd:./port --flag'")
+        return NOT_JUDGED
+    *before, message = messages
+    request, given = read_message(message)
     try:
         subject = load_subject(designator, timeouts)
         # What `cmd:` names is one.
@@ -290,6 +316,13 @@ def replay(file: Path, designator: str, timeouts: str) -> int:
         say(str(error))
         return NOT_JUDGED
     try:
+        _sent_before(subject, before, len(messages))
+        place = f" {len(messages)} of {len(messages)}" if before else ""
+        if message in before:
+            say(f"request{place}, as before")
+            odd = list(_of_no_consequence(request, message))
+        else:
+            odd = _told(request, message, place)
         status = _asked(subject, request, given, message)
         if odd and status == CONFORMS:
             say("Only a run, not a replay, compares the answer with that to the same message without it.")

@@ -42,7 +42,8 @@ class TestOutcome:
     counts the numeric examples of each clause that said nothing, and `ratio` is the largest error of each
     clause in units of its bound. `inapplicable` are clauses that say nothing of this kind of subject, `strict`
     how many examples were within the strict bounds, and of how many. `request` is the file that replays the last call,
-    `again` the options of `mdnc-spec run` that draw the examples of a failure again, `seconds` how long the test took.
+    `alone` tells that a fresh process answers that otherwise (empty if it does not, or was not asked), `again` the
+    options of `mdnc-spec run` that draw the examples of a failure again, `seconds` how long the test took.
     """
 
     test: str
@@ -56,6 +57,7 @@ class TestOutcome:
     inapplicable: tuple[str, ...] = ()
     strict: tuple[int, int] = (0, 0)
     request: str = ""
+    alone: str = ""
     again: tuple[str, ...] = ()
     seconds: float = field(default=0.0, compare=False)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from spec_tests.meta.honest_port import Port, Tensors, hello_options, message, own_output
+from spec_tests.meta.remembering_ports import REMEMBERING
 from spec_tests.subjects import wire
 from spec_tests.subjects.base import Array
 
@@ -295,35 +296,6 @@ class SlowFirst(Port):
         return super().reply(header, given)
 
 
-class KeepsState(Port):
-    """The running statistics of the last call count, not those of the request."""
-
-    def __init__(self, hello: dict[str, str]) -> None:
-        super().__init__(hello)
-        self.kept: dict[str, Array] = {}
-
-    def call(self, header: wire.Header, given: dict[str, Array]) -> tuple[dict[str, str], Tensors]:
-        fits = {name: array for name, array in self.kept.items() if name in given and array.shape == given[name].shape}
-        metadata, found = super().call(header, {**given, **fits})
-        self.kept.update({name: array for name, (_, array) in found.items() if name.startswith("b.")})
-        return metadata, found
-
-
-class WrongCache(Port):
-    """Forward results are kept by configuration and mode alone, as if the numbers did not matter."""
-
-    def __init__(self, hello: dict[str, str]) -> None:
-        super().__init__(hello)
-        self.cache: dict[tuple[object, ...], tuple[dict[str, str], Tensors]] = {}
-
-    def call(self, header: wire.Header, given: dict[str, Array]) -> tuple[dict[str, str], Tensors]:
-        shapes = tuple((name, array.shape) for name, array in given.items())
-        key = (header.metadata["op"], header.metadata["mode"], header.metadata["cfg.activator"], *shapes)
-        if key not in self.cache:
-            self.cache[key] = super().call(header, given)
-        return self.cache[key]
-
-
 class SaysYes(Port):
     """`ok` to everything: what cannot be described is a block of one channel, and all numbers are 0."""
 
@@ -357,21 +329,6 @@ class StartsOnce(Port):
         return super().reply(header, given)
 
 
-class Flaky(Port):
-    """Every other result is wrong, whatever was asked."""
-
-    def __init__(self, hello: dict[str, str]) -> None:
-        super().__init__(hello)
-        self.calls = 0
-
-    def call(self, header: wire.Header, given: dict[str, Array]) -> tuple[dict[str, str], Tensors]:
-        metadata, found = super().call(header, given)
-        self.calls += 1
-        if "y" in found and self.calls % 2 == 0:
-            found["y"] = (found["y"][0], found["y"][1] + np.float32(1.0))
-        return metadata, found
-
-
 class WritesAfterStop(Port):
     def stopped(self) -> None:
         os.write(OUTPUT[0], b"bye\n")
@@ -397,6 +354,7 @@ class CountsAndHangs(CountsItsStarts):
         return super().reply(header, given)
 
 
+HOSTILE |= REMEMBERING
 HOSTILE |= {
     "says-internal-and-why": SaysWhy,
     "ignores-sigterm": IgnoresTerm,
@@ -407,14 +365,11 @@ HOSTILE |= {
     "chatters": replies(chatter),
     "chatters-and-crashes": replies(chatter_and_crash),
     "needs-long-for-its-first-call": SlowFirst,
-    "keeps-state": KeepsState,
-    "caches-wrongly": WrongCache,
     "says-yes": SaysYes,
     "echoes": Echoes,
     "closes-its-input": replies(close_the_input),
     "closes-its-output": replies(close_the_output),
     "starts-once": StartsOnce,
-    "is-flaky": Flaky,
     "writes-after-stop": WritesAfterStop,
     "counts-its-starts": CountsItsStarts,
     "counts-and-hangs": CountsAndHangs,

@@ -159,7 +159,41 @@ def x_comes_first(header: wire.Header, given: dict[str, Array]) -> None:
         given.clear()
 
 
+class AddsUp(Port):
+    """The gradients of a request that comes again at once are those of both."""
+
+    def __init__(self, hello: dict[str, str]) -> None:
+        super().__init__(hello)
+        self.last: tuple[object, ...] = ()
+
+    def answer(self, header: wire.Header, given: dict[str, Array]) -> Answers:
+        metadata, found = super().answer(header, given)
+        what = (*header.metadata.items(), *((name, array.tobytes()) for name, array in given.items()))
+        key = tuple(item for item in what if item[0] != "id")
+        if key == self.last:
+            found = {n: (dtype, 2 * array if n.startswith("d.") else array) for n, (dtype, array) in found.items()}
+        self.last = key
+        return metadata, found
+
+
+class Tires(Port):
+    """The second `init` of a seed of 3 fails."""
+
+    def __init__(self, hello: dict[str, str]) -> None:
+        super().__init__(hello)
+        self.made = 0
+
+    def answer(self, header: wire.Header, given: dict[str, Array]) -> Answers:
+        self.made += header.metadata["op"] == "init" and header.metadata.get("seed") == "3"
+        if self.made == 2:
+            self.made += 1
+            return refused("internal", "again?").metadata, {}
+        return super().answer(header, given)
+
+
 LAX |= {
+    "adds-up-what-comes-twice": AddsUp,
+    "tires": Tires,
     "has-a-default-mode-on-the-way-back": before(default_mode),
     "refuses-negative-axes": before(refuses_negative_axes),
     "finds-keys-that-end-alike": before(keys_that_end_alike),

@@ -20,7 +20,7 @@ import pytest
 from spec_tests.meta.hostile_ports import HOSTILE
 from spec_tests.meta.processes import Ended, environment, python
 from spec_tests.meta.test_runs import alive
-from spec_tests.subjects.wire import read_message
+from spec_tests.subjects.wire import read_message, split
 
 pytestmark = [
     pytest.mark.slow,
@@ -83,6 +83,9 @@ def call(*words: str, clauses: tuple[str, ...] = ("3.14", "1.8"), **more: object
 
 GOOD = ("conforms: ",)
 VALUES = ("4.2", "1.8")
+FRESH = "alone     A fresh process answers this request otherwise ("
+TWICE = "the answer depends on requests before it. The same request twice shows it, and the replay sends it twice."
+EARLIER = "The replay sends 1 request that came before it, too."
 
 
 def gradients(*words: str) -> Case:
@@ -168,8 +171,16 @@ CASES = {
     "leaves-a-grandchild-and-crashes": call("exited with status 3", "a process that it started still holds its"),
     "chatters": Case(0, GOOD, request=False),
     "chatters-and-crashes": call("it exited with status 1", "end of its standard error:", "out of cheese"),
-    "keeps-state": call("seed=0, training=True); y = block.forward(c.x(), c.training)", clauses=("9.8", "1.8")),
-    "caches-wrongly": call("the output of the permuted batch", clauses=("9.2", "1.8")),
+    "keeps-state": call(
+        "seed=0, training=True); y = block.forward(c.x(), c.training)", FRESH, TWICE, clauses=("9.8", "1.8")
+    ),
+    "caches-wrongly": call("the output of the permuted batch", FRESH, EARLIER, clauses=("9.2", "1.8")),
+    "adds-gradients-up": call(
+        "conv3.2.weight is ", "9 more", f"{FRESH}d.conv3.2.weight is ", TWICE, clauses=("5.10", "1.8")
+    ),
+    "wears-out": call("it exited with status 1", f"{FRESH}ok, where it failed", "12 requests", clauses=("5.10", "1.8")),
+    "guesses": call("alone     Two fresh processes answer this request differently (y is ", clauses=VALUES),
+    "guesses-closely": call("got  ", clauses=VALUES, flags=("--determinism", "tolerant")),
     "says-yes": Case(1, ("FAILED 1.15", "got       no error", "FAILED 3.6", "broken 1.15, 3.6"), ("3.6", "1.8")),
     "echoes": Case(1, ("a reply with the status None", "broken 2.17, 3.14"), ("3.14", "2.17")),
     "closes-its-output": call("it closed its standard output and went on instead of a reply"),
@@ -260,7 +271,8 @@ def test_a_hostile_port(judge: Judge, name: str) -> None:
     if case.request:
         assert run.requests(), run.out
         for file in run.requests():
-            header, _ = read_message(file.read_bytes())
+            *_, last = split(file.read_bytes())
+            header, _ = read_message(last)
             assert header.metadata["op"] in ("describe", "forward", "backward", "init")
             assert f"mdnc-spec replay {shlex.quote(str(file))}" in run.out or " of this clause failed" in run.out
     else:

@@ -20,7 +20,7 @@ from spec_tests.meta.test_replay import Tensors, port, request
 from spec_tests.numeric import Numeric
 from spec_tests.replay import computed
 from spec_tests.subjects import wire
-from spec_tests.subjects.stdio import complaint
+from spec_tests.subjects.replies import complaint
 
 PROTOCOL = Path(str(files("spec_tests"))) / "protocol"
 NAMES = ("hello", "describe", "forward", "backward", "refusal")

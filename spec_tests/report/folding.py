@@ -5,6 +5,8 @@ gradients, invariances, the summary. What chapter 1 finds in the state of a bloc
 that ends in an error there behind the shapes, and so do its wrong sizes if chapter 3 finds some; numbers of chapter 7
 stand with the invariances. A clause goes under an earlier one by the first of these rules that holds:
 
+0. Earlier requests: of a port, a fresh process answers the request otherwise. All such failures go under one, which is
+   the clause on that (5.10, 9.8) if it is among them, and under nothing else but by rule 1.
 1. Same words: the same thing was looked at and the same was got, numbers in it aside (one error ends many calls);
    of a port that failed, only how it did counts, and what is taken against another clause cannot leave a trace (3.13).
 2. Structure: chapter 2 is broken, and the failure is another one of it, a call that had to succeed, one of the
@@ -38,9 +40,12 @@ ARGUMENTS, STRUCTURE, SHAPES, STATE, VALUES, SUMMARY, INVARIANCES = 1, 2, 3, 7, 
 LISTING = ("2.20", "2.21", "2.22", "2.23", "7.1")
 # What sizes outputs have, and what is refused for its size.
 SIZES, REFUSED_SIZES = ("3.1", "3.2", "3.3", "3.4", "3.5", "3.14"), ("3.6", "3.11", "3.12")
+# What says that nothing depends on earlier calls.
+INDEPENDENT = ("5.10", "9.8")
 # What 3.13 says nothing of where it is taken.
 REFUSING = ("3.6", "3.8", "3.9", "3.10")
-SAME, BUILT, UNLIKE, HELD, SIZED, EXPLAINED, SPOILED, FOLLOWS, SHARED = (
+APART, SAME, BUILT, UNLIKE, HELD, SIZED, EXPLAINED, SPOILED, FOLLOWS, SHARED = (
+    "a fresh process answers this otherwise, too",
     "the same happens here",
     "follows from the structure",
     "another difference in the structure, perhaps of the same cause",
@@ -125,9 +130,9 @@ def broken_clauses(verdict: Verdict, without: Collection[str] = ()) -> list[Brok
             found.setdefault(outcome.failure.clause, []).append(outcome)
     broken = []
     for clause, outcomes in found.items():
+        # What has nothing to do with earlier requests comes up first, and of the arguments what shows without a call.
         all_of_it = [Broken(clause, o, o.failure, len(outcomes) - 1) for o in outcomes if o.failure is not None]
-        # Of the arguments, what shows without a call is nearer to the cause.
-        broken.append(min(all_of_it, key=lambda one: one.called))
+        broken.append(min(all_of_it, key=lambda one: (bool(one.outcome.alone), one.called)))
     sizes = any(map(_misshapen, broken))
     return sorted(broken, key=lambda one: one.place(sizes))
 
@@ -149,6 +154,12 @@ def causes(
             at = next(i for i, b in enumerate(broken) if b.numeric)
             broken.remove(first)
             broken.insert(at, first)
+    apart = [b for b in broken if b.outcome.alone and b.level == "MUST"]
+    if apart:
+        first = next((b for b in apart if b.clause in INDEPENDENT), apart[0])
+        at = broken.index(apart[0])
+        broken.remove(first)
+        broken.insert(at, first)
     found: list[Cause] = []
     for one in broken:
         under, why = _under(one, found, bool(explained))
@@ -162,10 +173,13 @@ def causes(
 def _under(one: Broken, found: Iterable[Cause], explained: bool) -> tuple[Cause | None, str]:
     earlier = list(found)
     for cause in earlier:
+        if one.outcome.alone and cause.broken.outcome.alone:
+            return cause, APART
+    for cause in earlier:
         taken = one.clause == "3.13" and one.failure.got.startswith(OUTPUT) and cause.clause in REFUSING
         if taken or _words(cause.broken.failure) == _words(one.failure):
             return cause, SAME
-    if one.level != "MUST":
+    if one.level != "MUST" or one.outcome.alone:
         return None, ""
     earlier = [cause for cause in earlier if cause.broken.level == "MUST"]
     structure = next((c for c in earlier if c.broken.chapter == STRUCTURE), None)

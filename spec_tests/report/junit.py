@@ -78,6 +78,8 @@ def _case(outcome: TestOutcome, report: Report) -> ET.Element:
         else:
             tag = ET.SubElement(case, "skipped", message=_legal(f"{'known' if known else 'advice'}: {told}"))
         parts = [failure.what, failure.example, f"got       {failure.got}", f"expected  {failure.expected}"]
+        if outcome.alone:
+            parts.append(f"alone     {outcome.alone}")
         if failure.clause:
             parts += [f"replay    {command}" for command in outcome.replay(report.subject, failure.clause)]
         tag.text = _legal("\n".join(part for part in parts if part))

@@ -167,6 +167,7 @@ def _told(report: Report, broken: Broken) -> dict[str, Any]:
         "failure": broken.failure,
         "test": broken.outcome.test,
         "more": broken.more,
+        "alone": broken.outcome.alone,
         "replay": broken.outcome.replay(report.subject, broken.clause),
     }
 

@@ -100,7 +100,7 @@ def _rows(text: Text) -> int:
     return sum(-(-len(line) // COLUMNS) or 1 for line in text.plain.split("\n"))
 
 
-def _story(failure: Failure, replay: str) -> Iterator[Text]:
+def _story(failure: Failure, replay: str, alone: str = "") -> Iterator[Text]:
     """What is told of a failure, a label each."""
     example = failure.example.splitlines()
     if len(example) > EXAMPLE:
@@ -108,6 +108,7 @@ def _story(failure: Failure, replay: str) -> Iterator[Text]:
     for label, text in (
         ("what", failure.what),
         ("reason", reason(failure) if failure.clause else ""),
+        ("alone", alone),
         ("example", "\n".join(example)),
         ("got", failure.got),
         ("expected", failure.expected),
@@ -140,7 +141,8 @@ def _show_cause(console: Console, cause: Cause, subject: str, diagnosis: Sequenc
     broken = cause.broken
     word, style = ("FAILED", "bold red") if broken.level == "MUST" else ("ADVICE", "bold yellow")
     title = Text.assemble((f"{word} {cause.clause}", style), f" {broken.level}: {all_clauses()[cause.clause].text}")
-    told = list(_story(broken.failure, "\n".join(broken.outcome.replay(subject, cause.clause))))
+    replay = "\n".join(broken.outcome.replay(subject, cause.clause))
+    told = list(_story(broken.failure, replay, broken.outcome.alone))
     told += _also(cause, ROWS - 2 - sum(map(_rows, (title, *told, *diagnosis))))
     console.print()
     console.print(title)
@@ -148,10 +150,10 @@ def _show_cause(console: Console, cause: Cause, subject: str, diagnosis: Sequenc
         console.print(text, soft_wrap=True)
 
 
-def _show_error(console: Console, failure: Failure) -> None:
+def _show_error(console: Console, failure: Failure, alone: str) -> None:
     console.print()
     console.print(Text("ERROR", "bold magenta"))
-    for text in _story(failure, ""):
+    for text in _story(failure, "", alone):
         console.print(text, soft_wrap=True)
 
 
@@ -247,7 +249,7 @@ def _show_troubles(console: Console, verdict: Verdict, expected: Collection[str]
     for outcome in verdict.errors():
         if outcome.failure and outcome.failure not in told and outcome.test not in expected:
             told.add(outcome.failure)
-            _show_error(console, outcome.failure)
+            _show_error(console, outcome.failure, outcome.alone)
     for trouble in verdict.troubles:
         console.print(Text(f"ERROR {hanging(trouble)}", "magenta"), soft_wrap=True)
     unreached = [c for c, s in verdict.clause_status().items() if s == "unreached"]

@@ -21,6 +21,18 @@ class Conduct(NamedTuple):
     judged: list[str]
 
 
+class Apart(NamedTuple):
+    """A request of which a fresh process gives another answer.
+
+    Attributes:
+        words: that it does, and in what.
+        earlier: requests that change its answer when they come before it; none where that was not found.
+    """
+
+    words: str
+    earlier: tuple[bytes, ...] = ()
+
+
 class SubjectError(Exception):
     """The implementation under test could not be loaded or reached; nothing was judged."""
 
@@ -354,6 +366,10 @@ class Subject(ABC):
     def last_request(self) -> bytes:
         """What can be replayed of the last call, as a message of PROTOCOL.md; empty if nothing can."""
         return b""
+
+    def asked_alone(self) -> Apart | None:
+        """Make the last call without those before it; None if that changes nothing, or cannot be had."""
+        return None
 
 
 def zeros(shape: Sequence[int]) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
@@ -15,15 +15,14 @@ from spec_tests.subjects import wire
 from spec_tests.subjects.base import SubjectError
 from spec_tests.subjects.odd_messages import CONFIG, Probe, message, probes, tensors_of
 from spec_tests.subjects.process import PortError, Process
-from spec_tests.subjects.stdio import STDERR, Reply, StdioSubject, answered
+from spec_tests.subjects.replies import Reply, answered, decoded, difference, other_numbers
+from spec_tests.subjects.stdio import STDERR, StdioSubject
 from spec_tests.words import counted, shown
 
 # A crash costs a new process, and a late reply its time-out.
 CRASHES = 3
 # As many letters as the other messages are named in.
 LISTED = 400
-# The metadata of a reply `ok` that say something of the block; more may stand there, a timing for instance.
-_MEANT = re.compile(r"(status|out)\Z|(param|buffer)\.")
 
 
 @dataclass
@@ -98,21 +97,6 @@ class _Conversation:
         return reply if not isinstance(reply, str) and answered(reply[0].metadata)[0] == "ok" else None
 
 
-def _same(got: Reply, other: Reply, exactly: bool) -> bool:
-    """Whether two replies have the same content, but for metadata that the page has not."""
-    said, due = ({k: v for k, v in header.metadata.items() if _MEANT.match(k)} for header, _ in (got, other))
-    return said == due and _same_numbers(got, other, exactly)
-
-
-def _same_numbers(got: Reply, other: Reply, exactly: bool) -> bool:
-    if got[1].keys() != other[1].keys():
-        return False
-    pairs = [(array, other[1][name]) for name, array in got[1].items()]
-    if exactly:
-        return all(np.array_equal(a, b, equal_nan=True) for a, b in pairs)
-    return all(a.shape == b.shape and np.allclose(a, b, rtol=1e-3, equal_nan=True) for a, b in pairs)
-
-
 def _fault(probe: Probe, request: wire.Header, reply: Reply, due: Due, conversation: _Conversation) -> str:
     """What is wrong with a reply; empty if nothing is."""
     metadata = reply[0].metadata
@@ -143,11 +127,11 @@ def _unlike(probe: Probe, reply: Reply, conversation: _Conversation) -> str:
         due = probe.entries.get(wrong[0], "no such tensor") if wrong else ""
         return f"{wrong[0]:.80} is {got.get(wrong[0], 'missing')}; due is {due}" if wrong else ""
     like = conversation.works(probe.like) if probe.like is not None else None
-    if like is not None and not _same(reply, like, exactly):
+    if like is not None and difference(reply, like, exactly):
         return "another reply than the same message without that, which is due"
     for told, request in probe.unlike.items():
         unlike = conversation.works(request)
-        if unlike is not None and _same_numbers(reply, unlike, True):
+        if unlike is not None and not other_numbers(reply, unlike, exactly=True):
             return f"the same numbers as of {told}; due are others"
     return ""
 
@@ -160,14 +144,44 @@ def _apart(reply: Reply | str) -> tuple[str, str]:
     return words, mark + said
 
 
+def _repeated(conversation: _Conversation, offers: Mapping[str, Sequence[str]], found: Found) -> set[str]:
+    """Ask every plain message twice; the ops that answer it otherwise the second time."""
+    changing = set()
+    every = {op: message(op) for op in ("describe", "init")}
+    for mode in offers["modes"]:
+        for op in ("forward", "backward"):
+            every[f"{op}` in `{mode}"] = message(op, tensors_of(CONFIG, dy=op == "backward"), {"mode": mode})
+    found.judged.add("alone")
+    for told, request in every.items():
+        op = told.partition("`")[0]
+        if op not in offers["ops"]:
+            continue
+        first = None if conversation.is_over() else conversation.works(request)
+        second = None if conversation.is_over() else conversation.reply(request)
+        if first is None or second is None:
+            # It fails at once; the clauses will tell.
+            found.judged.discard("alone")
+            continue
+        failed, said = _apart(second)
+        exactly = "bitwise" in conversation.port.features
+        fault = failed if isinstance(second, str) else difference(second, first, exactly)
+        if fault:
+            changing.add(op)
+            twice = f"`{told}`, the same request twice"
+            words = f"{twice}: {fault}; due is the first"
+            found.blame(Complaint("alone", words, bytes(request) * 2, said), twice)
+    return changing
+
+
 def odd_messages(port: StdioSubject) -> Found:
     """Send what no call sends; the complaints about the replies."""
     offers = {key: port.said(key) for key in ("ops", "modes", "dtypes")}
     plain = {op: message(op) for op in ("describe", "init")}
     plain |= {op: message(op, tensors_of(CONFIG, dy=op == "backward")) for op in ("forward", "backward")}
     conversation, found = _Conversation(port), Found()
+    changing = _repeated(conversation, offers, found)
     every = list(probes(**offers))
-    found.judged = {probe.rule for probe in every}
+    found.judged |= {probe.rule for probe in every}
     for place, probe in enumerate(every):
         request = wire.read_message(bytes(probe.message))[0]
         op = request.metadata["op"]
@@ -178,7 +192,7 @@ def odd_messages(port: StdioSubject) -> Found:
             # A plain request came too late, or crashed once more; the clauses will tell.
             found.judged -= {left.rule for left in every[place:]}
             break
-        if not works:
+        if not works or (op in changing and (probe.like is not None or probe.unlike)):
             found.judged.discard(probe.rule)
             continue
         due = answer_due(request, offers)
@@ -192,7 +206,8 @@ def odd_messages(port: StdioSubject) -> Found:
             fault = "" if words == "ok" else f"the next request: {words}; due is ok"
         if fault:
             said = said or (port.said_meanwhile() if fault.startswith("internal") else "")
-            found.blame(Complaint(probe.rule, f"{probe.told}: {fault}", bytes(probe.message), said), probe.told)
+            sent = bytes(probe.message) + bytes(probe.then or b"")
+            found.blame(Complaint(probe.rule, f"{probe.told}: {fault}", sent, said), probe.told)
         if conversation.is_over():
             left = every[place + 1 :]
             found.complaints[probe.rule].unsent = len(left)
@@ -251,17 +266,18 @@ def _hello(process: Process, port: StdioSubject) -> bool:
 
 def _compare_seeds(processes: list[Process], port: StdioSubject, found: Found) -> None:
     """Two processes make the same numbers of one seed."""
-    request, replies = message("init"), []
-    for process in processes[:2]:
-        try:
-            header, got, start = process.exchange(request, "first", port.timeouts.first, wire.MAX_HEADER)
-        except PortError:
-            # It tells of itself where it is asked alone.
-            return
-        replies.append((header, wire.arrays(header, memoryview(got)[start:])))
+    request = message("init")
+    try:
+        replies = [
+            decoded(*process.exchange(request, "first", port.timeouts.first, wire.MAX_HEADER))
+            for process in processes[:2]
+        ]
+    except PortError:
+        # It tells of itself where it is asked alone.
+        return
     if len(replies) < 2 or any(answered(header.metadata)[0] != "ok" for header, _ in replies):
         return
-    if not _same_numbers(replies[0], replies[1], "bitwise" in port.features):
+    if other_numbers(replies[0], replies[1], "bitwise" in port.features):
         words = "seed=3 in two processes: other numbers; due are the same"
         found.blame(Complaint("seeds", words, bytes(request)))
     found.judged.add("seeds")

@@ -17,12 +17,18 @@ STDERR_KEPT = 64 * 1024
 QUOTED = 80
 # As much as a pipe holds.
 CHUNK = 1 << 16
+MAX_BODY = 256 * 2**20
 TERMINATE_SECONDS = 2.0
 # How long nothing may come before a look whether it is still there: something else may hold its output.
 SLICE_SECONDS = 0.25
 # Most replies of small blocks have come by then.
 SOON_SECONDS = 0.0005
 _yield = getattr(os, "sched_yield", lambda: None)
+
+
+def largest_reply(request: bytes | bytearray) -> int:
+    """Of how many bytes the reply to a request may be."""
+    return max(MAX_BODY, 16 * len(request))
 
 
 @dataclass(frozen=True)

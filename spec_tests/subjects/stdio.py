@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -13,9 +14,11 @@ from typing import Any
 import hypothesis
 
 from spec_tests.subjects import wire
+from spec_tests.subjects.alone import EARLIER, Alone
 from spec_tests.subjects.base import (
     IN_PROCESS,
     PORT_FAILED,
+    Apart,
     Array,
     AtOnce,
     Conduct,
@@ -25,7 +28,8 @@ from spec_tests.subjects.base import (
     SubjectError,
 )
 from spec_tests.subjects.port_block import Doing, PortBlock, texts
-from spec_tests.subjects.process import PortError, Process, Timeouts
+from spec_tests.subjects.process import PortError, Process, Timeouts, largest_reply
+from spec_tests.subjects.replies import Raw, Reply, answered, complaint, decoded
 from spec_tests.words import shown
 
 # What the protocol has no words for; nobody can miss it in a port.
@@ -36,7 +40,6 @@ ABSENT = frozenset(
 # What the protocol itself brings about, since nothing but a reply comes back.
 GIVEN = frozenset({"3.13", "5.11", "6.4", "6.7", "9.5", "9.6"})
 REFUSAL = {**dict.fromkeys(IN_PROCESS, "the error `invalid_input`"), "state": "the error `bad_request`"}
-MAX_BODY = 256 * 2**20
 
 # A failure costs a new process, and shrinking asks for hundreds of them. Within one test there are as many, as long
 # as all of that together took less than so many seconds of the run; after that there is one for each test.
@@ -45,36 +48,21 @@ FAILURES_PER_TEST, FAILURES_SECONDS = 20, 60.0
 LATE_PER_RUN = 2
 STARTS_THAT_FAIL = 2
 
-_HELLO = ("protocol", "name", "version", "language", "ops", "modes", "dtypes", "accumulation", "determinism")
-_LISTS = {
-    "ops": ({"describe", "forward"}, {"backward", "init", "hello", "stop"}),
-    "modes": ({"eval"}, {"train"}),
-    "dtypes": ({"F32"}, {"F64", "BF16"}),
-}
-_CHOICES = {
-    "accumulation": ("float32", "tf32"),
-    "determinism": ("bitwise", "tolerant"),
-    "compiles": ("no", "yes"),
-    "protocol": (wire.PROTOCOL,),
-}
-
-
 # Between what is told of a failure and what the port wrote then.
 STDERR = "; the end of its standard error:"
-_STATUS = "allowed are 'ok', 'error', 'unsupported'"
 
 _ERROR = re.compile(r"error|exception|panic", re.IGNORECASE)
-
-Reply = tuple[wire.Header, dict[str, Array]]
 
 
 @dataclass(frozen=True)
 class Failed:
-    """A request that was not answered: what is told of it, and the request as it was sent."""
+    """A request that was not answered: what is told of it, the request as it was sent, and those before it."""
 
     words: str
     doing: str
     request: bytes
+    earlier: tuple[bytes, ...]
+    late: bool
 
 
 class StdioSubject(Subject):
@@ -95,6 +83,10 @@ class StdioSubject(Subject):
         self._called: set[tuple[object, ...]] = set()
         self._stderr = self._gone = ""
         self._last: bytes | bytearray = b""
+        # What became of the last request: the reply as it came, since its tensors are the caller's.
+        self._got: Raw | Failed | None = None
+        # The requests that this process has had, the latest last.
+        self._sent: deque[bytes | bytearray] = deque(maxlen=EARLIER + 1)
         self.begin_test()
         self.hello: dict[str, str] = {}
         self._started()
@@ -104,12 +96,13 @@ class StdioSubject(Subject):
         self.absent = ABSENT if "bfloat16" in self.features else ABSENT | {"bfloat16"}
         self.compiles = self.hello.get("compiles") == "yes"
         self.arithmetic = self.hello.get("accumulation", "float32")
+        self._alone = Alone(self.command, timeouts, "bitwise" in self.features)
 
     def begin_test(self) -> None:
         """Forget the test before."""
         self._failures: dict[bytes, Failed] = {}
         self._described: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
-        self._last = b""
+        self._last, self._got = b"", None
 
     def build(
         self,
@@ -155,6 +148,16 @@ class StdioSubject(Subject):
         """The request that was made last, as a file of the protocol; empty if none was."""
         return bytes(self._last)
 
+    def asked_alone(self) -> Apart | None:
+        got = self._got
+        if isinstance(got, Failed):
+            return None if got.late else self._alone.apart(got.request, None, got.earlier)
+        return self._alone.apart(bytes(self._last), decoded(*got), self._earlier()) if got is not None else None
+
+    def _earlier(self) -> tuple[bytes, ...]:
+        """What the process was asked before its last request."""
+        return tuple(bytes(request) for request in self._sent)[:-1]
+
     # The conversation.
 
     def ask(
@@ -176,7 +179,7 @@ class StdioSubject(Subject):
         found = known if known is not None else self._attempt(request, metadata, tensors, doing)
         # One place for all of them: Hypothesis takes errors from two places for two errors.
         if isinstance(found, Failed):
-            self._last = found.request
+            self._last, self._got = found.request, found
             raise Crashed(found.words, found.doing)
         return self._judged(*found, doing)
 
@@ -218,7 +221,7 @@ class StdioSubject(Subject):
             told = error
         else:
             smallest = min(self._failures.values(), key=lambda failed: len(failed.request))
-            self._last = smallest.request
+            self._last, self._got = smallest.request, smallest
             told = Crashed(smallest.words, smallest.doing)
         return AtOnce(told) if hypothesis.currently_in_test_context() else told
 
@@ -264,21 +267,23 @@ class StdioSubject(Subject):
     def _exchange(self, process: Process, request: bytearray, limit: str) -> Reply:
         self._count += 1
         sent = wire.number(request, self._count)
-        self._last = request
-        largest = max(MAX_BODY, 16 * len(request))
-        header, message, start = process.exchange(request, limit, getattr(self.timeouts, limit), largest)
+        self._last, self._got = request, None
+        self._sent.append(request)
+        seconds = getattr(self.timeouts, limit)
+        header, message, start = process.exchange(request, limit, seconds, largest_reply(request))
         got = header.metadata.get("id")
         if got != sent:
             process.kill()
             raise PortError("garbage", f"its reply has the id {got!r:.80}; that of the request is {sent!r}")
-        return header, wire.arrays(header, memoryview(message)[start:])
+        self._got = header, message, start
+        return decoded(*self._got)
 
     def _failure(self, error: PortError, kind: str, doing: Doing) -> Failed:
         """Record a failure; the process has ended, by itself or where the error was found."""
         request = bytes(self._last)
         self._forget()
-        failed = Failed(self._words(error), _told(doing), request)
-        if error.kind == "late":
+        failed = Failed(self._words(error), _told(doing), request, self._earlier(), error.kind == "late")
+        if failed.late:
             self._late[kind] = self._late.get(kind, 0) + 1
         return failed
 
@@ -311,6 +316,7 @@ class StdioSubject(Subject):
             self._forget()
             raise self._no_start(f"answers hello wrongly: {shown(fault)}")
         self._failed_starts = 0
+        self._sent.clear()
         self.hello = self.hello or header.metadata
         return process
 
@@ -327,7 +333,7 @@ class StdioSubject(Subject):
         return self.hello[key].split(",")
 
     def _features(self) -> frozenset[str]:
-        said = {key: set(self.hello[key].split(",")) for key in _LISTS}
+        said = {key: set(self.said(key)) for key in ("ops", "modes", "dtypes")}
         names = {
             "backward": "backward" in said["ops"],
             "init": "init" in said["ops"],
@@ -364,31 +370,3 @@ def _told(doing: Doing) -> str:
 
 def _digest(request: bytearray) -> bytes:
     return blake2b(request, digest_size=16).digest()
-
-
-def answered(metadata: Mapping[str, str]) -> tuple[str, str]:
-    """What kind of answer a reply is, and in words: ``"ok"``, ``"unsupported"``, the code of an error, or ``""``."""
-    status, code = metadata.get("status"), shown(metadata.get("code", ""), 40)
-    if status == "unsupported":
-        return "unsupported", f"`unsupported` ({shown(metadata.get('feature', ''), 40)})"
-    if status == "error":
-        return code, f"{code or 'an error without code'}: {shown(metadata.get('message', ''))}"
-    return ("ok", "ok") if status == "ok" else ("", f"a reply with the status {status!r:.80}; {_STATUS}")
-
-
-def complaint(hello: Mapping[str, str]) -> str:
-    """What is wrong with a `hello`, empty if nothing is."""
-    if hello.get("status") != "ok":
-        return f"the status {hello.get('status')!r:.80}, not 'ok': {hello.get('message', '')}"
-    missing = [key for key in _HELLO if key not in hello]
-    if missing:
-        return f"{', '.join(missing)} missing"
-    for key, (due, more) in _LISTS.items():
-        said = set(hello[key].split(","))
-        if not due <= said or not said <= due | more:
-            lists = f"due is {','.join(sorted(due))}, allowed are also {','.join(sorted(more))}"
-            return f"{key}={hello[key]!r:.80}; {lists}"
-    for key, allowed in _CHOICES.items():
-        if hello.get(key, allowed[0]) not in allowed:
-            return f"{key}={hello[key]!r:.80}; allowed are {', '.join(allowed)}"
-    return ""

@@ -264,12 +264,30 @@ def parse_entry(value: str) -> tuple[str, tuple[int, ...]]:
     return LONG_NAMES[match[1]], tuple(int(n) for n in match[2].split(",")) if match[2] else ()
 
 
-def read_message(data: bytes) -> tuple[Header, dict[str, Array]]:
-    """A whole message, such as a saved request. Raises WireError if it is none."""
+def _header(data: bytes) -> tuple[Header, int]:
+    """The header at the beginning of a message, and where its tensors begin. Raises WireError if there is none."""
     if len(data) < HEAD:
         raise WireError(f"a message has at least {HEAD} bytes, these are {len(data)}")
-    length = header_length(data[:HEAD])
-    header = parse_header(data[8 : 8 + length])
-    if len(data) != 8 + length + header.body:
-        raise WireError(f"the message should have {8 + length + header.body} bytes, it has {len(data)}")
-    return header, arrays(header, memoryview(data)[8 + length :])
+    start = 8 + header_length(data[:HEAD])
+    return parse_header(data[8:start]), start
+
+
+def read_message(data: bytes) -> tuple[Header, dict[str, Array]]:
+    """A whole message. Raises WireError if it is none."""
+    header, start = _header(data)
+    if len(data) != start + header.body:
+        raise WireError(f"the message should have {start + header.body} bytes, it has {len(data)}")
+    return header, arrays(header, memoryview(data)[start:])
+
+
+def split(data: bytes) -> list[bytes]:
+    """The messages that stand one behind the other, as in a saved request. Raises WireError for anything else."""
+    found: list[bytes] = []
+    while data or not found:
+        header, start = _header(data)
+        end = start + header.body
+        if len(data) < end:
+            raise WireError(f"the message should have {end} bytes, it has {len(data)}")
+        found.append(data[:end])
+        data = data[end:]
+    return found
