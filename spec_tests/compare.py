@@ -230,12 +230,24 @@ def unlike(got: Array, other: Array, allowed: float | Array = 0.0) -> str:
 
 
 @contextmanager
+def wanted(clause: str) -> Iterator[None]:
+    """Let a call within that ends in an error break this clause, and not the first that its test cites."""
+    __tracebackhide__ = True
+    try:
+        yield
+    except Crashed as crash:
+        crash.clause = crash.clause or clause
+        raise
+
+
+@contextmanager
 def taken(clause: str, what: str, example: Example) -> Iterator[None]:
-    """Check that nothing within is refused."""
+    """Check that nothing within is refused; what ends in another error breaks the clause, too."""
     __tracebackhide__ = True
     REACHED[clause] += 1
     try:
-        yield
+        with wanted(clause):
+            yield
     except Refused as refusal:
         raise NonConformance(
             clause, what, _short(f"refused: {refusal.message}") + refusal.where, TAKEN, example

@@ -19,7 +19,8 @@ def failure_of(error: BaseException, test: str, clause: str) -> tuple[str, Failu
         return "failed", _nonconformance(error)
     if isinstance(error, (Refused, Crashed)):
         got = error.message + error.where if isinstance(error, Refused) else error.error
-        return "failed", Failure(clause, CALL, got, "a result", error.doing)
+        known = error.clause if isinstance(error, Crashed) else ""
+        return "failed", Failure(known or clause, CALL, got, "a result", error.doing)
     if isinstance(error, AtOnce):
         return failure_of(error.error, test, clause)
     if isinstance(error, SubjectError):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spec_tests.compare import Example, Thin, differing, equal, equal_entries, holds, refused, taken
+from spec_tests.compare import Example, Thin, differing, equal, equal_entries, holds, refused, taken, wanted
 from spec_tests.config import NAMED_VALUES, BlockConfig
 from spec_tests.enumeration import DOCUMENTED, enumerated
 from spec_tests.marks import by, by_documented, by_norm, by_scaler
@@ -37,7 +37,8 @@ def judge_shape(block: Block, config: BlockConfig, shape: tuple[int, ...], claus
         refused(["3.6"], what, "value", example, block.output_shape, shape)
         return
     try:
-        got: object = block.output_shape(shape)
+        with wanted(clause):
+            got: object = block.output_shape(shape)
     except Refused as refusal:
         got = refusal.message
     equal("3.5", "the input is taken", not isinstance(got, str), True, example)
@@ -46,6 +47,7 @@ def judge_shape(block: Block, config: BlockConfig, shape: tuple[int, ...], claus
 
 def judge_lengths(subject: Subject, thin: Thin, scaler: str, stride: int, axes: str) -> None:
     """Kernels 1 to 7, paddings 0 to 4 and lengths 1 to 16 along `axes`, agreeing or not."""
+    clause = "3.2" if scaler == "down" else "3.3"
     for kernel, padding in thin(product(KERNELS, PADDINGS)):
         config = BlockConfig.of(
             1,
@@ -57,9 +59,10 @@ def judge_lengths(subject: Subject, thin: Thin, scaler: str, stride: int, axes: 
             activator="null",
             scaler=scaler,
         )
-        block = subject.build(config.arguments())
+        with wanted(clause):
+            block = subject.build(config.arguments())
         for length in LENGTHS:
-            judge_shape(block, config, (1, 1, *pair(axes, length, 1)), "3.2" if scaler == "down" else "3.3")
+            judge_shape(block, config, (1, 1, *pair(axes, length, 1)), clause)
 
 
 def judge_output_sizes(subject: Subject, thin: Thin, axes: str) -> None:
@@ -124,11 +127,11 @@ def test_two_axes(subject: Subject, scaler: str, data: st.DataObject) -> None:
 def test_every_combination(subject: Subject, thin: Thin, normalizer: str) -> None:
     """Every combination of named values and kind of shortcut gives the predicted shape in both modes."""
     for _, config in thin(enumerated(normalizer=normalizer)):
-        block = subject.build(config.arguments())
-        shape = (2, config.in_planes, 5, 6)
+        clause, shape = "3.2" if config.scaler == "down" else "3.3", (2, config.in_planes, 5, 6)
+        with wanted(clause):
+            block = subject.build(config.arguments())
         for training in subject.modes:
             example = Example.of(config, shape, "training" if training else "evaluation")
-            clause = "3.2" if config.scaler == "down" else "3.3"
             with taken(clause, "a call", example):
                 y = block.forward(zeros(shape), training)
             equal("3.1", "axes of the output", y.ndim, 4, example)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spec_tests import compare, numeric, strategies
+from spec_tests import compare, numeric, outcomes, strategies
 from spec_tests.compare import Example, NonConformance, equal, equal_entries, holds, refused
 from spec_tests.config import BlockConfig
 from spec_tests.subjects.base import Crashed, Refused
@@ -199,6 +199,15 @@ def test_what_counts_only_where_it_fails(check: Callable[[str, bool], None], tol
         assert "BlockBottleneck2d(2, 3, stride=2)" in error.example
         assert (error.what, error.got, error.expected) == told
         assert compare.REACHED["3.1"] == times
+
+
+def test_a_crash_breaks_the_clause_that_wanted_a_result() -> None:
+    """The innermost, where there are several; without any, the first that the test cites."""
+    crash = Crashed("boom", "a call")
+    assert outcomes.failure_of(crash, "a test", "3.2")[1].clause == "3.2"
+    with pytest.raises(Crashed), compare.wanted("3.1"), compare.taken("3.3", "a call", EXAMPLE):
+        raise crash
+    assert outcomes.failure_of(crash, "a test", "3.2")[1].clause == "3.3"
 
 
 def test_helpers_hide_from_tracebacks() -> None:

@@ -70,7 +70,9 @@ class Refused(Exception):
 
 
 class Crashed(Exception):
-    """The subject raised an error that is no refusal."""
+    """The subject raised an error that is no refusal; `clause` is the one that wanted a result, if that is known."""
+
+    clause = ""
 
     def __init__(self, error: str, doing: str) -> None:
         self.error, self.doing = error, doing
