@@ -276,6 +276,9 @@ def parser() -> argparse.ArgumentParser:
     again.add_argument("file", type=Path, metavar="FILE", help="a request that a failing run saved")
     again.add_argument("--subject", required=True, type=_designator, metavar="DESIGNATOR", help="'cmd:./port --flag'")
     again.add_argument("--timeout", default="", type=_timeouts, metavar="NAME=SECONDS,…", help="as for run")
+    again.add_argument(
+        "--layers", action="store_true", help="print, too, what is due behind every layer, to compare in a debugger"
+    )
     start = commands.add_parser(
         "new-port",
         help="write the skeleton of a port",

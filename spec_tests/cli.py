@@ -245,7 +245,7 @@ def _diagnose(options: argparse.Namespace) -> int:
 def _replay(options: argparse.Namespace) -> int:
     from spec_tests.replay import replay
 
-    return replay(options.file, options.subject, options.timeout)
+    return replay(options.file, options.subject, options.timeout, options.layers)
 
 
 def _matrix(options: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from spec_tests.between import before_layers, behind_layers
 from spec_tests.config import BlockConfig, render_call
 from spec_tests.due import MODES, NEEDED, TYPES, Due, answer_due, entry_text, input_shape, is_wide, state_entries
 from spec_tests.numeric import ARITHMETIC, arithmetic, entrance
@@ -96,13 +97,19 @@ def _judged(name: str, got: Array | None, expected: Bounded, run: Forward) -> To
     return False, f"{name}: {told}{entrance(run, plain)}"
 
 
+def _run(request: Header, given: Mapping[str, Array], config: BlockConfig) -> Forward:
+    """What the oracle makes of a `forward` or `backward`."""
+    state = {name[2:]: value for name, value in given.items() if name[:2] in ("p.", "b.")}
+    arith = ARITHMETIC[LONG_NAMES[request.tensors["x"].dtype]]
+    return forward(config, state, given["x"], training=request.metadata["mode"] == "train", arith=arith)
+
+
 def computed(
     request: Header, given: Mapping[str, Array], config: BlockConfig, reply: Header, got: Mapping[str, Array]
 ) -> Iterator[Told]:
     """The reply to `forward` or `backward`: every tensor within its bounds, none missing, none too many."""
     training, dtype = request.metadata["mode"] == "train", request.tensors["x"].dtype
-    state = {name[2:]: value for name, value in given.items() if name[:2] in ("p.", "b.")}
-    run = forward(config, state, given["x"], training=training, arith=ARITHMETIC[LONG_NAMES[dtype]])
+    run = _run(request, given, config)
     due: dict[str, Bounded]
     if request.metadata["op"] == "forward":
         due = {"y": run.y, **({f"b.{name}": run.stats[name] for name in config.buffers()} if training else {})}
@@ -296,8 +303,26 @@ def _sent_before(subject: StdioSubject, messages: Sequence[bytes], of: int) -> N
             say(f"reply none that counts: {error}")
 
 
-def replay(file: Path, designator: str, timeouts: str) -> int:
-    """Print the request, the reply and the verdict; return the exit status of the command."""
+def _say_layers(subject: StdioSubject, request: Header, given: Mapping[str, Array]) -> None:
+    """What is due behind each layer, and on the way back in front of it."""
+    offers = {key: subject.said(key) for key in ("ops", "modes", "dtypes")}
+    if request.metadata["op"] not in ("forward", "backward") or answer_due(request, offers).answer != "ok":
+        say("No layer computes anything for this request.")
+        return
+    with arithmetic(subject.arithmetic):
+        run = _run(request, given, BlockConfig.of(**arguments(request.metadata)))
+        say("due behind each layer, in the order of computation:")
+        say("\n".join(f"  {line}" for line in behind_layers(run)))
+        if request.metadata["op"] == "backward":
+            say("due as the gradient of the input of each layer, from the output on:")
+            say("\n".join(f"  {line}" for line in before_layers(run, vjp(run, given["dy"]))))
+
+
+def replay(file: Path, designator: str, timeouts: str, layers: bool = False) -> int:
+    """Print the request, the reply and the verdict; return the exit status of the command.
+
+    With `layers`, print too what the oracle makes behind every layer.
+    """
     messages, problem = _read(file)
     if problem:
         say(f"{file} is no request that can be replayed: {problem}")
@@ -326,6 +351,10 @@ def replay(file: Path, designator: str, timeouts: str) -> int:
         status = _asked(subject, request, given, message)
         if odd and status == CONFORMS:
             say("Only a run, not a replay, compares the answer with that to the same message without it.")
+        if layers:
+            _say_layers(subject, request, given)
+        elif status == BROKEN and request.metadata["op"] in ("forward", "backward"):
+            say("With --layers, what is due behind every layer is told, too.")
     finally:
         complaints = subject.close()
     for complaint in complaints:

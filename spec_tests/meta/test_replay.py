@@ -338,6 +338,30 @@ def _computed(header: wire.Header, given: dict[str, Array], offsets: dict[str, f
     return [(words.partition(":")[0], good) for good, words in told]
 
 
+@pytest.mark.parametrize(
+    ("op", "more", "words"),
+    [
+        ("forward", {"mode": "train"}, ["  conv2.2 convolution  [2, 2, 4, 3]: ", "  in_node.1 norm ", "  y      "]),
+        ("backward", {"mode": "eval"}, ["  y      ", "due as the gradient of the input of each layer", "  dx      "]),
+        ("describe", {}, ["No layer computes anything for this request."]),
+        ("forward", {"cfg.stride": "0"}, ["No layer computes anything for this request."]),
+    ],
+)
+def test_what_is_due_behind_every_layer(
+    op: str, more: dict[str, str], words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metadata, tensors = request(op, CONFIG, **more)
+    file = tmp_path / "one.request"
+    file.write_bytes(wire.encode(metadata, tensors))
+    assert cli.main(["replay", str(file), "--subject", port(), "--layers"]) == 0
+    out = capsys.readouterr().out
+    for word in words:
+        assert word in out
+    status, plain = replayed(tmp_path, capsys, metadata, tensors, port("has-zeros"))
+    assert ("With --layers, " in plain) == (status == 1)
+    assert " norm " not in plain
+
+
 # ------------------------------------------------------------------ what cannot be replayed
 
 

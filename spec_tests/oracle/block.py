@@ -60,10 +60,11 @@ class Forward:
 
 @dataclass(slots=True)
 class Gradients:
-    """dx (N, C, H, W), and the gradient of every parameter by name."""
+    """dx (N, C, H, W), and by name the gradient of every parameter, and of the input of every layer."""
 
     dx: Bounded
     params: dict[str, Bounded]
+    inputs: dict[str, Bounded]
 
 
 def forward(
@@ -128,22 +129,23 @@ def vjp(result: Forward, dy: ArrayLike) -> Gradients:
     if start.shape != result.y.shape:
         raise ValueError(f"`dy` has the shape {start.shape}, the output {result.y.shape}")
     run.gradients = {}
+    inputs: dict[str, Bounded] = {}
     run.reduction = 1.0 if rules.parameter_gradient == "sum" else 1 / len(start.value)
 
     with np.errstate(all="ignore"):
-        start = _back(result.after, start, run)
-        right = _back(result.shortcut, _times(start, rules.shortcut_weight), run)
+        start = _back(result.after, start, run, inputs)
+        right = _back(result.shortcut, _times(start, rules.shortcut_weight), run, inputs)
         if rules.shortcut_gradient == "missing":
             right = Bounded.exact(np.zeros_like(right.value))
         shared = result.plan.shared
-        left = _back(result.residual[shared:], _times(start, rules.residual_weight), run)
-        dx = _back(result.residual[:shared], _fan_out(left, right, arith), run)
+        left = _back(result.residual[shared:], _times(start, rules.residual_weight), run, inputs)
+        dx = _back(result.residual[:shared], _fan_out(left, right, arith), run, inputs)
         if rules.residual_gradient == "missing":
             dx = right
     if rules is not SPEC:
         for name, shape in result.config.parameters().items():
             run.gradients.setdefault(name, Bounded.exact(np.zeros(shape)))
-    return Gradients(dx, run.gradients)
+    return Gradients(dx, run.gradients, inputs)
 
 
 def _through(steps: Sequence[Step], x: Bounded, run: Run) -> list[Entry]:
@@ -155,9 +157,9 @@ def _through(steps: Sequence[Step], x: Bounded, run: Run) -> list[Entry]:
     return tape
 
 
-def _back(tape: Iterable[Entry], dy: Bounded, run: Run) -> Bounded:
+def _back(tape: Iterable[Entry], dy: Bounded, run: Run, inputs: dict[str, Bounded]) -> Bounded:
     for entry in reversed(list(tape)):
-        dy = entry.step.vjp(entry.saved, dy, run)
+        inputs[entry.step.name] = dy = entry.step.vjp(entry.saved, dy, run)
     return dy
 
 
