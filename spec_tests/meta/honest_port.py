@@ -128,7 +128,11 @@ class Port:
                 shape = input_shape(header)
             except wire.WireError as error:
                 raise Answer("error", code="bad_request", message=str(error)) from error
-            found["out"] = f"{dtype} {wire.text(self.taken(config, shape, False, header))}"
+            taken = self.taken(config, shape, False, header)
+            try:
+                found["out"] = f"{dtype} {wire.text(taken)}"
+            except wire.NotExpressible as error:
+                raise Answer("error", code="oom", message=str(error)) from error
         return found, {}
 
     def call(self, header: wire.Header, given: dict[str, Array]) -> tuple[dict[str, str], Tensors]:

@@ -103,10 +103,12 @@ LAX["wraps-shapes"] = rewrites(["shape"], wrapped(32))
 class WrapsSizes(Port):
     """Sizes are multiplied in 32 bits."""
 
+    bits = 32
+
     def taken(
         self, config: BlockConfig, shape: tuple[int, ...], training: bool, header: wire.Header
     ) -> tuple[int, ...]:
-        return tuple(n % 2**32 for n in super().taken(config, shape, training, header))
+        return tuple(n % 2**self.bits for n in super().taken(config, shape, training, header))
 
 
 def has_32_bits(code: str) -> type[Port]:
@@ -122,6 +124,11 @@ def has_32_bits(code: str) -> type[Port]:
     return before(check)
 
 
+class WrapsLargeSizes(WrapsSizes):
+    bits = 64
+
+
+LAX |= {"wraps-sizes-at-64-bits": WrapsLargeSizes}
 LAX |= {"wraps-sizes": WrapsSizes, "takes-no-wide-numbers": has_32_bits("invalid_input")}
 # Not lax: PROTOCOL.md allows it.
 LEGAL: dict[str, type[Port]] = {"has-no-memory-for-wide-numbers": has_32_bits("oom")}

@@ -48,7 +48,7 @@ BROKEN: dict[str, tuple[str, tuple[str, ...]]] = {
         "alone",
         (
             "`backward` in `train`, the same request twice: d.",
-            "; due is the first answer; 1 more: `backward` in `eval`",
+            "; due is the first; 1 more: `backward` in `eval`",
         ),
     ),
     "tires": ("alone", ("`init`, the same request twice: internal: again?, not ok; due is the first",)),
@@ -125,6 +125,7 @@ BROKEN: dict[str, tuple[str, tuple[str, ...]]] = {
     "wraps-padding": ("wide", ("[4294967297,4294967297] and shape=[1,2,4,5]: ok; due is invalid_input (or oom)",)),
     "wraps-output_size": ("wide", ("shape=[1,2,4,5]: out=F32 [1,2,4,5]; due is F32 [1,2,4294967300,5]",)),
     "wraps-channels-at-31-bits": ("wide", ("with cfg.in_planes=4294967298: ", "with cfg.in_planes=2147483650")),
+    "wraps-sizes-at-64-bits": ("wide", ("shape=[1,2,4294967297,5]: out=F32 [1,2,8589934593,21474836485]; due is F32",)),
     "wraps-shapes": ("wide", ("shape=[4294967297,2,4,5]: out=F32 [1,2,4,5]", "shape=[1,4294967298,4,5]")),
     "wraps-sizes": ("wide", ("out=F32 [1,2,4,5]; due is F32 [1,2,4294967300,5]", "cfg.stride=[65537,65537]")),
     "takes-no-wide-numbers": (

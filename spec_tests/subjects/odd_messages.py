@@ -61,6 +61,9 @@ WIDE: tuple[tuple[dict[str, object], str], ...] = (
     ({}, f"[{2**32 + 1},2,4,5]"),
     ({}, f"[1,2,{2**32 + 4},5]"),
     ({}, f"[1,{2**32 + 2},4,5]"),
+    # A size, and a number of elements, beyond 64 bits.
+    ({"scaler": "up", "stride": 2**32 + 1}, f"[1,2,{2**32 + 1},5]"),
+    ({}, f"[{2**32 + 1},2,{2**32 + 4},5]"),
 )
 # Every object of JavaScript has something of these names.
 INHERITED = ("constructor", "toString")

@@ -101,12 +101,12 @@ static Tensor output_for(const Tensor *x) {
     int64_t sizes[2][2] = {{x->shape[2], x->shape[3]}, {x->shape[2], x->shape[3]}}, single = 0;
     for (int i = 0; i < block.layers; i++) {
         Layer *l = &block.layer[i];
-        int64_t *size = sizes[i >= block.shortcut];
+        int64_t *size = sizes[i >= block.shortcut], *up = block.size[0] ? block.size : NULL;
         for (int axis = 0; axis < 2; axis++) {
             int64_t room = size[axis] + 2 * l->padding[axis] - l->kernel[axis], s = l->stride[axis];
             if (l->kind == 'c') size[axis] = 1 + (room < 0 ? -1 - (-1 - room) / s : room / s);
-            if (l->kind == 'u')
-                size[axis] = block.size[0] ? block.size[axis] : times(size[axis], block.stride[axis]);
+            if (l->kind == 'u') size[axis] = up ? up[axis] : times(size[axis], block.stride[axis]);
+            if (size[axis] >= LARGEST) fail("oom", "a size behind a layer is above 2^60");
         }
         l->y = (Map){.h = size[0], .w = size[1]};
         int64_t count = times(l->entry[TRACKED] ? x->shape[0] : 1, times(size[0], size[1]));

@@ -5,7 +5,7 @@
  */
 
 // First, so that nothing that a library prints can reach the protocol.
-import { ARRAYS, BadRequest, InvalidInput, serve } from './protocol.js';
+import { ARRAYS, BadRequest, InvalidInput, TooLarge, serve } from './protocol.js';
 
 import * as tf from '@tensorflow/tfjs';
 
@@ -33,11 +33,17 @@ function refuseArgument(name, text, allowed) {
   throw new InvalidInput(`\`${name}\` (=${text ?? 'missing'}) must be ${allowed}`);
 }
 
+/** A number that is the integer which was meant; above 2^53, it may be another. */
+function exact(number) {
+  if (!Number.isSafeInteger(number)) throw new TooLarge(`${number} is above 2^53`);
+  return number;
+}
+
 /** The integers of a text, either one or a pair; null if it is anything else. */
 function integers(text) {
   const integer = '(-?(?:0|[1-9][0-9]*))';
   const match = new RegExp(`^(?:${integer}|\\[${integer},${integer}\\])$`).exec(text ?? '');
-  return match && match.slice(1).filter((part) => part !== undefined).map(Number);
+  return match && match.slice(1).filter((part) => part !== undefined).map((part) => exact(Number(part)));
 }
 
 function readNumber(name, text) {
@@ -79,7 +85,7 @@ function readConfig(metadata) {
 
 function readShape(text) {
   if (!/^\[((0|[1-9]\d*)(,(0|[1-9]\d*))*)?\]$/.test(text)) throw new BadRequest(`the shape ${text} is no list of integers`);
-  return JSON.parse(text);
+  return JSON.parse(text).map(exact);
 }
 
 // Structure (chapter 2)
@@ -145,7 +151,7 @@ function describeState(config, branches) {
 const convolved = (length, { kernel, stride, padding }, axis) =>
   Math.floor((length + 2 * padding[axis] - kernel[axis]) / stride[axis]) + 1;
 
-const upsampled = (config, size) => config.outputSize ?? size.map((length, axis) => length * config.stride[axis]);
+const upsampled = (config, size) => config.outputSize ?? size.map((length, axis) => exact(length * config.stride[axis]));
 
 /** The size behind each layer of a branch. */
 function sizes(config, branch, size) {

@@ -40,6 +40,11 @@ export class BadRequest extends Error {
 /** An op, a mode or a type that this port does not offer. */
 export class Unsupported extends Error {}
 
+/** A number that no integer of JavaScript can be. */
+export class TooLarge extends Error {
+  code = 'oom';
+}
+
 /** Call `transfer` again for as long as a descriptor that does not block is not ready. */
 function patiently(transfer) {
   for (;;) {
@@ -131,7 +136,7 @@ function checkRequest(hello, metadata, tensors) {
 /** The metadata that tell of a failure. */
 function failure(error) {
   if (error instanceof Unsupported) return { status: 'unsupported', feature: error.message };
-  if (error instanceof InvalidInput || error instanceof BadRequest) {
+  if (error instanceof InvalidInput || error instanceof BadRequest || error instanceof TooLarge) {
     return { status: 'error', code: error.code, message: error.message };
   }
   console.error(error);
