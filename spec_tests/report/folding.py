@@ -40,6 +40,8 @@ ARGUMENTS, STRUCTURE, SHAPES, STATE, VALUES, SUMMARY, INVARIANCES = 1, 2, 3, 7, 
 LISTING = ("2.20", "2.21", "2.22", "2.23", "7.1")
 # What sizes outputs have, and what is refused for its size.
 SIZES, REFUSED_SIZES = ("3.1", "3.2", "3.3", "3.4", "3.5", "3.14"), ("3.6", "3.11", "3.12")
+# How a reason begins that says no more than what was looked at.
+NO_REASON = "Not as it must be: "
 # What says that nothing depends on earlier calls.
 INDEPENDENT = ("5.10", "9.8")
 # What 3.13 says nothing of where it is taken.
@@ -259,7 +261,7 @@ def reason(failure: Failure) -> str:
         return f"{_capital(failure.what)} is wrong."
     sentence = f"{_capital(failure.what)}: got {failure.got}, must be {failure.expected}."
     short = len(sentence) <= 110 and "\n" not in sentence
-    return sentence if short else f"Not as it must be: {_cut(failure.what)}."
+    return sentence if short else f"{NO_REASON}{_cut(failure.what)}."
 
 
 def brief(failure: Failure) -> str:

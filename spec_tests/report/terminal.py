@@ -13,7 +13,7 @@ from rich.text import Text
 
 from spec_tests.clauses import NUMERIC, all_chapters, all_clauses
 from spec_tests.known_failures import Compared, conduct_test
-from spec_tests.report.folding import Broken, Cause, brief, broken_clauses, causes, reason
+from spec_tests.report.folding import NO_REASON, Broken, Cause, brief, broken_clauses, causes, reason
 from spec_tests.verdict import BROKEN, CONFORMS, INTERRUPTED, NOT_JUDGED, PARTIAL, Failure, Verdict
 from spec_tests.words import counted, hanging, listed
 
@@ -102,12 +102,12 @@ def _rows(text: Text) -> int:
 
 def _story(failure: Failure, replay: str, alone: str = "") -> Iterator[Text]:
     """What is told of a failure, a label each."""
-    example = failure.example.splitlines()
+    example, why = failure.example.splitlines(), reason(failure) if failure.clause else ""
     if len(example) > EXAMPLE:
         example[EXAMPLE - 1 :] = [f"# … and {len(example) - EXAMPLE + 1} more lines"]
     for label, text in (
         ("what", failure.what),
-        ("reason", reason(failure) if failure.clause else ""),
+        ("reason", "" if why.startswith(NO_REASON) else why),
         ("alone", alone),
         ("example", "\n".join(example)),
         ("got", failure.got),
