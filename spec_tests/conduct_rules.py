@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import NamedTuple
+
 # What each group of messages is about, and the part of the page that says it.
 RULES = {
     "alone": "nothing is kept from one request to the next: the same request has the same answer again (Requests)",
@@ -22,3 +25,25 @@ RULES = {
 }
 # Between what a complaint says of a port and the rule itself.
 RULE = ". The rule: "
+# Between the first message that shows it and the names of others.
+_MORE = re.compile(r"; (?=\d+ more(?:: | messages were not sent))")
+
+
+class Told(NamedTuple):
+    """A complaint in its parts: `rule` is the sentence of the page, `rows` are what is told of it, a label each."""
+
+    rule: str
+    rows: tuple[tuple[str, str], ...]
+
+
+def parts(complaint: str) -> Told:
+    """A complaint as people read it; where it is about how the port stops, it is all in one row."""
+    words, _, replay = complaint.partition("\nreplay: ")
+    name, _, rest = words.partition(": ")
+    again = (("replay", replay),) if replay else ()
+    if name not in RULES:
+        return Told("a port ends in time, in silence and with the right status (Conduct)", (("got", words), *again))
+    before, _, after = rest.partition(RULE)
+    got, *also = _MORE.split(before)
+    rows = (("rule", name), ("got", got + after.removeprefix(RULES[name])))
+    return Told(RULES[name], (*rows, *(("also", more) for more in also), *again))

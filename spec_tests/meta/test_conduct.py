@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from spec_tests.conduct_rules import RULE, RULES
+from spec_tests.conduct_rules import RULE, RULES, parts
 from spec_tests.due import answer_due, entry_text
 from spec_tests.meta.lax_ports import LAX, LEGAL
 from spec_tests.meta.processes import mdnc_spec_many
@@ -283,6 +283,16 @@ def test_each_message_has_the_answer_of_its_rule() -> None:
             assert answer_due(request, offers).answer == right, probe.told
 
 
+def test_a_complaint_is_told_in_its_parts() -> None:
+    said = "; the end of its standard error:\nboom"
+    complaint = Complaint("order", "one: this; due is that", said=said, more=["two", "three"], unsent=4)
+    rows = [("rule", "order"), ("got", f"one: this; due is that{said}"), ("also", "2 more: two, three")]
+    rows += [("also", "4 more messages were not sent"), ("replay", "mdnc-spec replay it")]
+    assert parts(f"{complaint}\nreplay: mdnc-spec replay it") == (RULES["order"], tuple(rows))
+    ended = "it exited with status 1 after `stop`; due is status 0"
+    assert parts(ended).rows == (("got", ended),)
+
+
 def test_a_long_list_is_cut() -> None:
     """Between two of them; of one that is too long alone, the beginning is told."""
     many, one = (str(Complaint("arguments", "x", more=more)) for more in (["y" * 50] * 50, ["y" * 500, "z"]))
@@ -312,10 +322,10 @@ def test_a_run_of_all_clauses_tells_of_the_conduct(tmp_path: Path) -> None:
         ],
         cwd=tmp_path,
     )
-    told = "FAILED conduct (PROTOCOL.md): arguments: cfg.in_planes='0x10': ok; due is invalid_input; "
+    told = "    rule      arguments\n    got       cfg.in_planes='0x10': ok; due is invalid_input\n    also      "
     for ended in (whole, workers, first):
         assert ended.status == 1, ended.out + ended.err
-        assert ended.out.count(told) == 1
+        assert ended.out.count(told) == ended.out.count("FAILED conduct (PROTOCOL.md): a text that is no ") == 1
         assert "mdnc-spec replay '" in ended.out
     for ended in (part, second):
         assert ended.status in (0, 2), ended.out + ended.err

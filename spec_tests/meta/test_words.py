@@ -114,7 +114,8 @@ def test_further_lines_belong_to_the_first() -> None:
     text = shown(found, "It failed:\nso", known=Compared({}, ["unexpected\nfailure"]))
     for lines in (
         "ERROR it broke\n      here\n",
-        "FAILED conduct (PROTOCOL.md): it wrote\n      this\n",
+        "FAILED conduct (PROTOCOL.md): a port ends in time, ",
+        "    got       it wrote\n              this\n",
         "    It failed:\n      so\n",
         "KNOWN FAILURES unexpected\n      failure\n",
     ):

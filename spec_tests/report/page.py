@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from spec_tests.clauses import NUMERIC, all_clauses
+from spec_tests.conduct_rules import parts
 from spec_tests.known_failures import conduct_test
 from spec_tests.report.diagram import Diagram, diagram
 from spec_tests.report.drawing import LEGEND, HeatMap, heat_map, of_bound, plot
@@ -65,6 +66,7 @@ def environment() -> Environment:
     found.filters["inline"] = inline
     found.filters["reason"] = reason
     found.filters["brief"] = brief
+    found.filters["parts"] = parts
     found.filters["of_bound"] = of_bound
     found.filters["status"] = status_words
     found.filters["counted"] = counted

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from spec_tests.clauses import NUMERIC, all_chapters, all_clauses
+from spec_tests.conduct_rules import parts
 from spec_tests.known_failures import Compared, conduct_test
 from spec_tests.report.folding import NO_REASON, Broken, Cause, brief, broken_clauses, causes, reason
 from spec_tests.verdict import BROKEN, CONFORMS, INTERRUPTED, NOT_JUDGED, PARTIAL, Failure, Verdict
@@ -257,7 +258,11 @@ def _show_troubles(console: Console, verdict: Verdict, expected: Collection[str]
         console.print(Text(f"ERROR no check was reached for {listed('clause', unreached)}", "magenta"), soft_wrap=True)
     for complaint in verdict.conduct:
         if conduct_test(complaint) not in expected:
-            console.print(Text(f"FAILED conduct (PROTOCOL.md): {hanging(complaint)}", "bold red"), soft_wrap=True)
+            told_of = parts(complaint)
+            console.print()
+            console.print(Text.assemble(("FAILED conduct", "bold red"), f" (PROTOCOL.md): {told_of.rule}"))
+            for label, text in told_of.rows:
+                console.print(_block(label, text), soft_wrap=True)
 
 
 def _show_unsupported(console: Console, verdict: Verdict) -> None:
