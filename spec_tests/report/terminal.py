@@ -178,7 +178,8 @@ def summary(verdict: Verdict) -> str:
         lacks = ", ".join(verdict.unsupported()) or "an arithmetic fine enough"
         return f"partial: {holding}, {len(verdict.lost())} could not be judged; not offered: {lacks}"
     conduct = f", {counted(len(verdict.conduct_judged), 'rule')} of conduct" if verdict.conduct_judged else ""
-    return f"conforms: {holding}, {counted(verdict.checks().total(), 'check')}{conduct}"
+    part = "; the other clauses were not selected" * ("deselected" in clauses.values() and not verdict.shard)
+    return f"conforms: {holding}, {counted(verdict.checks().total(), 'check')}{conduct}{part}"
 
 
 def show(
