@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from spec_tests.config import BlockConfig
-from spec_tests.oracle import FLOAT16, SPEC, Bounded, NotApplicable, Rules
+from spec_tests.numeric import Numeric
+from spec_tests.oracle import FLOAT16, SPEC, Bounded, NotApplicable, Rules, vjp
 from spec_tests.oracle.alternatives import FixedActStep, MapStep, effective_slope, lay, scaled
 from spec_tests.oracle.conv import columns
 from spec_tests.oracle.plan import changes_nothing, plan
@@ -209,3 +210,19 @@ def test_rules_that_change_nothing_of_a_block() -> None:
     assert not changes_nothing(plain, replace(SPEC, eps=1e-3))
     for name, value in (("shortcut_weight", 0.5), ("residual_weight", 0.5), ("shortcut_gradient", "missing")):
         assert not changes_nothing(plain, replace(SPEC, **{name: value})), name  # type: ignore[arg-type]
+
+
+def test_the_gradients_of_the_inputs_of_layers() -> None:
+    """Each is what its layer makes of the one behind it; at the input, both branches meet."""
+    numeric = Numeric(BlockConfig.of(2, 3, stride=2, normalizer="batch"), (2, 2, 4, 5), training=True)
+    run = numeric.expected()
+    gradients = vjp(run, numeric.dy())
+    assert set(gradients.inputs) == {layer.name for layer in numeric.config.layers()}
+    for branch in (run.residual, run.shortcut):
+        dy = Bounded.exact(numeric.dy())
+        for entry in reversed(branch):
+            dy = entry.step.vjp(entry.saved, dy, run.run)
+            assert np.array_equal(gradients.inputs[entry.step.name].value, dy.value)
+            assert np.array_equal(gradients.inputs[entry.step.name].bound, dy.bound)
+    first = [gradients.inputs[branch[0].step.name].value for branch in (run.residual, run.shortcut)]
+    assert np.array_equal(first[0] + first[1], gradients.dx.value)
