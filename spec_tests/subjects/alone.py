@@ -53,7 +53,8 @@ class Alone:
         told = self._difference(fresh, got)
         if not told:
             return None
-        chance = self._difference(self._answer([request]), fresh)
+        # The first request of a process has nothing before it.
+        chance = self._difference(self._answer([request]), fresh) if earlier else told
         if chance:
             return Apart(f"Two fresh processes answer this request differently ({chance}): that depends on chance.")
         words = f"A fresh process answers this request otherwise ({told}): the answer depends on requests before it."
