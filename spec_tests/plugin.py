@@ -22,7 +22,7 @@ from spec_tests.clauses import all_clauses, select, sort_key
 from spec_tests.collector import Collector
 from spec_tests.compare import Thin
 from spec_tests.subjects import REFERENCE, load_subject, loading_code
-from spec_tests.subjects.base import Subject, SubjectError
+from spec_tests.subjects.base import Apart, Subject, SubjectError
 from spec_tests.verdict import TestOutcome
 
 CHAPTERS = Path(__file__).with_name("chapters")
@@ -39,6 +39,7 @@ ABOUT: pytest.StashKey[dict[str, Any]] = pytest.StashKey()
 STOPPED: pytest.StashKey[bool] = pytest.StashKey()
 WAITS: pytest.StashKey[bool] = pytest.StashKey()
 TOLD: pytest.StashKey[dict[str, Any]] = pytest.StashKey()
+INTERRUPTED: pytest.StashKey[bool] = pytest.StashKey()
 
 T = TypeVar("T")
 
@@ -291,6 +292,15 @@ def _folder(config: pytest.Config) -> Path:
 
 
 @pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """End the run that was interrupted while a failure was looked into, once that failure is told."""
+    result = yield
+    if item.config.stash.get(INTERRUPTED, False):
+        raise KeyboardInterrupt
+    return result
+
+
+@pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
@@ -335,7 +345,7 @@ def _failed(item: pytest.Item, error: BaseException, outcome: TestOutcome, asked
     # What took another course when it came again may depend on what came before.
     changed = isinstance(error, Flaky)
     if asked is not None and (status == "failed" or changed) and (last := asked.last_request()):
-        alone, earlier = asked.asked_alone() or ("", ())
+        alone, earlier = _asked_alone(asked, item.config)
         told = f"{failure.clause or outcome.clauses[0]}-{item.name}"
         request = outcomes.saved(_folder(item.config), told, b"".join([*earlier, last]))
     again = _again(item.config)
@@ -349,6 +359,15 @@ def _failed(item: pytest.Item, error: BaseException, outcome: TestOutcome, asked
         else:
             _stop(item.session, "a MUST clause is broken")
     return outcome
+
+
+def _asked_alone(asked: Subject, config: pytest.Config) -> Apart:
+    try:
+        return asked.asked_alone() or Apart("")
+    except KeyboardInterrupt:
+        # What the test found is told first.
+        config.stash[INTERRUPTED] = True
+        return Apart("")
 
 
 def _next(item: pytest.Item) -> pytest.Item | None:

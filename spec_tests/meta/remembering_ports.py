@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from pathlib import Path
 
 import numpy as np
 
@@ -71,6 +73,21 @@ class WearsOut(Port):
         return super().call(header, given)
 
 
+class HangsLater(Port):
+    """The first process gives zeros, and every later one hangs in its first call."""
+
+    def started(self) -> None:
+        folder = Path(os.environ["MDNC_STARTED"])
+        self.first = not any(folder.iterdir())
+        (folder / str(os.getpid())).touch()
+
+    def call(self, header: wire.Header, given: dict[str, Array]) -> tuple[dict[str, str], Tensors]:
+        if not self.first:
+            time.sleep(3600)
+        metadata, found = super().call(header, given)
+        return metadata, {name: (dtype, np.zeros_like(array)) for name, (dtype, array) in found.items()}
+
+
 class Guesses(Port):
     """Outputs are wrong, and by another number each time."""
 
@@ -114,6 +131,7 @@ REMEMBERING: dict[str, type[Port]] = {
     "caches-wrongly": WrongCache,
     "adds-gradients-up": AddsGradientsUp,
     "wears-out": WearsOut,
+    "hangs-later": HangsLater,
     "guesses": Guesses,
     "guesses-closely": GuessesClosely,
     "is-flaky": Flaky,

@@ -286,7 +286,7 @@ def test_a_hostile_port(judge: Judge, name: str) -> None:
 
 
 def test_every_hostile_port_is_judged() -> None:
-    assert set(HOSTILE) == set(ALL) | {"counts-its-starts", "counts-and-hangs"}
+    assert set(HOSTILE) == set(ALL) | {"counts-its-starts", "counts-and-hangs", "hangs-later"}
     assert len(ALL) >= 50
 
 
@@ -340,7 +340,7 @@ def waiting(folder: Path, mark: str, how: str, *arguments: str) -> subprocess.Po
         text=True,
         start_new_session=True,
     )
-    ports = int(dict(zip(arguments[::2], arguments[1::2], strict=True)).get("-n", 1))
+    ports = 2 if how == "hangs-later" else int(dict(zip(arguments[::2], arguments[1::2], strict=True)).get("-n", 1))
     end = time.monotonic() + 60
     while len(list(counts.iterdir())) < ports and time.monotonic() < end and process.poll() is None:
         time.sleep(0.05)
@@ -360,6 +360,20 @@ def test_an_interrupted_run_leaves_no_port(number: signal.Signals, workers: int,
     end = time.monotonic() + 10
     while alive(mark) and time.monotonic() < end:
         time.sleep(0.1)
+    assert not alive(mark)
+
+
+def test_a_failure_is_told_when_the_run_is_interrupted_behind_it(mark: str, tmp_path: Path) -> None:
+    """While a fresh process is asked the same."""
+    process = waiting(tmp_path, mark, "hangs-later", "--timeout", "start=60,first=60,call=60")
+    assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, out + err
+    assert "Traceback" not in err
+    assert "FAILED 4." in out
+    assert "interrupted: " in out
+    assert " broken so far" in out
     assert not alive(mark)
 
 
