@@ -302,7 +302,7 @@ def test_wrong_on_a_device(device: str, name: str, broken: set[str], tmp_path: P
     assert ended.status == 1, ended.out + ended.err
     assert ended.failures().keys() == broken
     if name == "AddsFromTheCpu":
-        assert "Expected all tensors to be on the same device" in ended.failures()["3.1"]["got"]
+        assert "Expected all tensors to be on the same device" in ended.failures()["3.2"]["got"]
 
 
 @pytest.mark.slow
