@@ -153,15 +153,10 @@ def causes(
         # What the diagnosis names leads the numbers.
         first = next((b for b in broken if b.clause in explained and b.numeric), None)
         if first is not None:
-            at = next(i for i, b in enumerate(broken) if b.numeric)
-            broken.remove(first)
-            broken.insert(at, first)
+            _lead(broken, first, next(b for b in broken if b.numeric))
     apart = [b for b in broken if b.outcome.alone and b.level == "MUST"]
     if apart:
-        first = next((b for b in apart if b.clause in INDEPENDENT), apart[0])
-        at = broken.index(apart[0])
-        broken.remove(first)
-        broken.insert(at, first)
+        _lead(broken, next((b for b in apart if b.clause in INDEPENDENT), apart[0]), apart[0])
     found: list[Cause] = []
     for one in broken:
         under, why = _under(one, found, bool(explained))
@@ -170,6 +165,13 @@ def causes(
         else:
             under.folded.append((one, why))
     return found
+
+
+def _lead(broken: list[Broken], one: Broken, others: Broken) -> None:
+    """Move one to the place of the first of those that it leads."""
+    at = broken.index(others)
+    broken.remove(one)
+    broken.insert(at, one)
 
 
 def _under(one: Broken, found: Iterable[Cause], explained: bool) -> tuple[Cause | None, str]:
