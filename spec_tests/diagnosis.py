@@ -15,8 +15,9 @@ from textwrap import shorten
 from time import monotonic, process_time
 from typing import Any
 
-from spec_tests import isolation
+from spec_tests import isolation, lost_nan
 from spec_tests.evidence import Change, Evidence, Observation, examples, in_float64, observe, predict
+from spec_tests.lost_nan import LostNaN
 from spec_tests.numeric import Numeric, arithmetic
 from spec_tests.oracle import SPEC, TF32, NotApplicable, Rules, alternatives, judge
 from spec_tests.subjects import load_subject
@@ -75,6 +76,7 @@ class Diagnosis:
             whether all of these are as close as float32 comes.
         coarse: how many examples break the specification, and of how many, if `explanations`, or the specification
             itself where those are empty, account for everything in TF32 only.
+        lost: if nothing is wrong with numbers: where a NaN of the input is lost.
     """
 
     wrong: int
@@ -86,10 +88,11 @@ class Diagnosis:
     coarse: tuple[int, int] | None = None
     forward: bool = False
     double: tuple[int, int, bool] | None = None
+    lost: LostNaN | None = None
 
     @property
     def healthy(self) -> bool:
-        return self.wrong == 0 and not self.errors and self.double is None
+        return self.wrong == 0 and not self.errors and self.double is None and self.lost is None
 
     @property
     def certain(self) -> bool:
@@ -107,6 +110,8 @@ class Diagnosis:
             return [*found, "No output, gradient or statistic came."]
         if self.double:
             return [*found, *self._in_float64(total)]
+        if self.lost:
+            return [*found, *self.lost.lines()]
         if not self.wrong:
             one = "The only output, gradient or statistic that came is right."
             return [*found, f"All of {total} that came are right." if self.total > 1 else one]
@@ -206,7 +211,8 @@ def diagnose(subject: Subject, seconds: float = SECONDS, first: int = 48) -> Dia
         if "float64" in subject.features:
             wrong, coarse, came = in_float64(subject, [seen.numeric for seen in observations[:IN_FLOAT64]])
             double = (wrong, came, coarse == wrong) if wrong else None
-        return Diagnosis(0, total, errors=_errors(observations), double=double)
+        lost = None if double else lost_nan.find(subject, seconds / 4)
+        return Diagnosis(0, total, errors=_errors(observations), double=double, lost=lost)
     often = len(failing), len(observations)
     ranked, found = _singles(evidence)
     rounded = None

@@ -20,6 +20,7 @@ from spec_tests.faults import (
     convolution,
     gradients,
     layouts,
+    lost_nan,
     models,
     norm,
     order,
@@ -40,6 +41,7 @@ from spec_tests.faults.entry import Fault
 _AREAS: tuple[ModuleType, ...] = (norm, batch_norm, activation, order, convolution, shortcut, upsampling, shapes, state)
 _AREAS += (construction, arguments, gradients, arithmetic, conduct, single_clauses, rare, beyond, usage)
 _AREAS += (models, layouts, training, sizes, places, calling, arguments_rare, construction_rare, state_rare)
+_AREAS += (lost_nan,)
 
 
 def _by_id(*groups: tuple[Fault, ...]) -> dict[str, Fault]:

@@ -20,6 +20,7 @@ _FACTOR = "else inverse * scale[:, None, None]"
 _SCALE_GRADIENT, _SHIFT_GRADIENT = "np.add.reduce(dy * hat, EVERYWHERE)", "np.add.reduce(dy, EVERYWHERE)"
 _SLOPE, _SLOPE_GRADIENT = "slope = slope[:, None, None]", "np.add.reduce(dy * np.minimum(x, 0), EVERYWHERE)"
 _RELU = "np.maximum(x, 0), lambda dy: np.where(x > 0, dy, 0)"
+_PRELU = "np.where(x > 0, x, slope * x)"
 _SLOPES_OF = 'name, slope = layer.name, self.call.params.get(f"{layer.name}.weight")'
 _SUM, _BACK = "y + shortcut", "return self._residual_back(dy) + self._shortcut_back(dy)"
 _PLACES = "first, rest = np.divmod(np.arange(target) * (length - 1), max(target - 1, 1))\n"
@@ -283,6 +284,12 @@ PATCHES: dict[str, list[Change]] = {
     "every_layer_the_same_seed": _started("np.random.default_rng(seed).uniform(-limit, limit, shape)"),
     "seed_has_no_effect": [(_P, "np.random.default_rng(seed)", "np.random.default_rng(0)")],
     # ------------------------------------------------------------ special cases
+    "relu_of_nan_is_0": [(_P, _RELU, _RELU.replace("maximum", "fmax"))],
+    "prelu_of_nan_is_0": [(_P, _PRELU, "np.fmax(x, 0) + slope * np.fmin(x, 0)")],
+    "activations_of_nan_are_0": [
+        (_P, _RELU, _RELU.replace("maximum", "fmax")),
+        (_P, _PRELU, "np.fmax(x, 0) + slope * np.fmin(x, 0)"),
+    ],
     "nan_removed": [(_P, "self._through(residual, call.x)", "self._through(residual, np.nan_to_num(call.x))")],
     "wrong_beyond_two_samples": _too_large("len(x) > 2"),
     "wrong_unless_square": _too_large("x.shape[2] != x.shape[3]"),
