@@ -73,7 +73,7 @@ def no_start(*words: str) -> Case:
 
 
 def conduct(*words: str) -> Case:
-    return Case(1, ("FAILED conduct (PROTOCOL.md): ", *words, "does not conform: broken the conduct"), request=False)
+    return Case(1, ("FAILED conduct (PROTOCOL.md): ", *words, "does not conform: bad conduct"), request=False)
 
 
 def call(*words: str, clauses: tuple[str, ...] = ("3.14", "1.8"), **more: object) -> Case:
@@ -281,7 +281,7 @@ def test_a_hostile_port(judge: Judge, name: str) -> None:
     assert run.processes == []
     # A kind of request that came too late twice is not made again.
     assert run.seconds < 40, run.out
-    if case.clauses[1:] == ("1.8",) and case.status == 1 and "broken the conduct" not in run.out and name != "says-yes":
+    if case.clauses[1:] == ("1.8",) and case.status == 1 and "bad conduct" not in run.out and name != "says-yes":
         assert " 1 Arguments                 1 of 20 clauses hold" in run.out, "chapter 1 only describes, and goes on"
 
 

@@ -75,7 +75,10 @@ def test_one_of_a_thing_is_no_plural() -> None:
 
 def test_what_stopped_without_a_broken_clause_names_none() -> None:
     conduct = Verdict([Outcome("t::a", ("4.5",), "errored", {})], conduct=["it wrote"], stopped=True)
-    assert summary(conduct) == "does not conform: broken the conduct; the rest was not judged"
+    assert summary(conduct) == "does not conform: bad conduct; the rest was not judged"
+    assert summary(replace(verdict(failed("4.7", CALL)), conduct=["it wrote"])) == (
+        "does not conform: broken 4.7 and the conduct"
+    )
 
 
 def test_numbers_near_a_step_of_their_notation() -> None:

@@ -169,8 +169,9 @@ def summary(verdict: Verdict) -> str:
         first = next(one.clause for one in broken_clauses(verdict) if one.clause in verdict.broken())
         return f"does not conform; the first broken clause is {first}, the rest was not judged"
     if status == BROKEN:
-        broken = ", ".join([*verdict.broken(), *["the conduct"] * bool(verdict.conduct)])
-        return f"does not conform: broken {broken}" + "; the rest was not judged" * verdict.stopped
+        clauses = f"broken {', '.join(verdict.broken())}"
+        broken = clauses if not verdict.conduct else f"{clauses} and the conduct" if verdict.broken() else "bad conduct"
+        return f"does not conform: {broken}" + "; the rest was not judged" * verdict.stopped
     if status == NOT_JUDGED:
         empty = verdict.shard and not verdict.outcomes and not verdict.troubles
         return "could not be judged" + (": no test of what was selected is in this shard" if empty else "")
