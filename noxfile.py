@@ -71,8 +71,8 @@ def tests(session: nox.Session) -> None:
 def spec(session: nox.Session) -> None:
     """Judge the reference, clause by clause (arguments go to `mdnc-spec run`)."""
     install(session)
-    arguments = session.posargs if "--subject" in session.posargs else ("--subject", REFERENCE, *session.posargs)
-    session.run("mdnc-spec", "run", *arguments)
+    subject = () if "--subject" in session.posargs else ("--subject", REFERENCE)
+    session.run("mdnc-spec", "run", *subject, "-n", "auto", *session.posargs)
 
 
 @nox.session

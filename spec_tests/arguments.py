@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from pathlib import Path
@@ -27,7 +28,7 @@ exit status:
   130  interrupted
 """
 
-
+MOST_WORKERS = 8
 PROTOCOL = Path(__file__).with_name("PROTOCOL.md")
 MANY_STATUS = (
     "exit status, the first that applies: 1 one does not conform, 3 one could not be judged or a report cannot be "
@@ -44,9 +45,19 @@ class Parser(argparse.ArgumentParser):
 
 
 def _workers(text: str) -> int:
+    if text == "auto":
+        # More hardly run faster, and each holds a copy of torch.
+        return min(usable_cores(), MOST_WORKERS)
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
+        raise argparse.ArgumentTypeError(f"{text!r} must be 'auto', or a whole number of at least 1")
     return int(text)
+
+
+def usable_cores() -> int:
+    """The processors that this process may run on; where the system does not say, those that it has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _folder(text: str) -> Path:
@@ -250,7 +261,14 @@ def parser() -> argparse.ArgumentParser:
         help="run the K-th of N parts of the tests; `mdnc-spec merge` makes one verdict of their reports",
     )
     _known_failures(run)
-    run.add_argument("-n", dest="workers", type=_workers, default=1, metavar="WORKERS", help="processes to use (1)")
+    run.add_argument(
+        "-n",
+        dest="workers",
+        type=_workers,
+        default=1,
+        metavar="WORKERS",
+        help=f"processes to use (1); auto: one for each core, at most {MOST_WORKERS}",
+    )
     why = commands.add_parser(
         "diagnose",
         help="name the known mistake that explains a failing subject",

@@ -113,7 +113,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "--subject", REFERENCE, "--clause", "ten"], ["--clause", "'ten'", "1, 2, 3"]),
         (["list", "--clause", "10"], ["--clause", "'10'", "1, 2, 3"]),
         *[
-            (["run", "--subject", REFERENCE, "-n", bad], ["-n", f"'{bad}'", "whole number of at least 1"])
+            (["run", "--subject", REFERENCE, "-n", bad], ["-n", f"'{bad}'", "'auto', or a whole number of at least 1"])
             for bad in ("0", "-1", "two", "1.5", "")
         ],
         (["run", "--subject", REFERENCE, "--profile", "fast"], ["--profile", "'fast'", "smoke", "default", "thorough"]),
@@ -135,11 +135,20 @@ def test_bad_arguments(arguments: list[str], words: list[str], capsys: pytest.Ca
         assert word in printed.err
 
 
+@pytest.mark.parametrize(("cores", "workers"), [(1, 1), (3, 3), (64, 8)])
+def test_a_worker_for_each_core(cores: int, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    assert parser().parse_args(run_arguments(REFERENCE, "-n", "auto")).workers == workers
+    monkeypatch.delattr("os.sched_getaffinity")
+    monkeypatch.setattr("os.cpu_count", lambda: cores + 1)
+    assert parser().parse_args(run_arguments(REFERENCE, "-n", "auto")).workers == min(workers + 1, 8)
+
+
 def test_bad_arguments_in_a_process(tmp_path: Path) -> None:
     ended = mdnc_spec(*run_arguments(REFERENCE, "-n", "0"), cwd=tmp_path)
     assert ended.status == 3
     assert "Traceback" not in ended.err
-    assert "argument -n: '0' must be a whole number of at least 1" in ended.err
+    assert "argument -n: '0' must be 'auto', or a whole number of at least 1" in ended.err
 
 
 def test_a_terminal_that_knows_ascii_only(tmp_path: Path) -> None:

@@ -169,9 +169,10 @@ def summary(verdict: Verdict) -> str:
         first = next(one.clause for one in broken_clauses(verdict) if one.clause in verdict.broken())
         return f"does not conform; the first broken clause is {first}, the rest was not judged"
     if status == BROKEN:
-        clauses = f"broken {', '.join(verdict.broken())}"
-        broken = clauses if not verdict.conduct else f"{clauses} and the conduct" if verdict.broken() else "bad conduct"
-        return f"does not conform: {broken}" + "; the rest was not judged" * verdict.stopped
+        named = f"broken {', '.join(verdict.broken())}"
+        if verdict.conduct:
+            named = f"{named} and the conduct" if verdict.broken() else "bad conduct"
+        return f"does not conform: {named}" + "; the rest was not judged" * verdict.stopped
     if status == NOT_JUDGED:
         empty = verdict.shard and not verdict.outcomes and not verdict.troubles
         return "could not be judged" + (": no test of what was selected is in this shard" if empty else "")
