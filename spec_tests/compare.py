@@ -216,7 +216,7 @@ def unlike(got: Array, other: Array, allowed: float | Array = 0.0) -> str:
     if np.array_equal(got, other):
         return ""
     # As float64, where differences of integers do not wrap.
-    one, two = got.astype("f8"), other.astype("f8")
+    one, two = (np.asarray(array, np.float64) for array in (got, other))
     with np.errstate(all="ignore"):
         apart = np.asarray(np.abs(one - two))
     apart[(got == other) | (np.isnan(one) & np.isnan(two))] = 0.0
@@ -225,7 +225,7 @@ def unlike(got: Array, other: Array, allowed: float | Array = 0.0) -> str:
     wrong = (apart > allowed) | ((apart == 0.0) & (got != other) & ~np.isnan(one))
     if not wrong.any():
         return ""
-    index = np.unravel_index(np.where(wrong, apart, -1.0).argmax(), apart.shape)
+    index = np.unravel_index(np.where(wrong, apart, -np.inf).argmax(), apart.shape)
     return f"{got[index]!s} at {[int(i) for i in index]}, not {other[index]!s}"
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from time import monotonic
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,14 +19,20 @@ from spec_tests.config import BlockConfig
 from spec_tests.enumeration import named_values
 from spec_tests.numeric import ARITHMETIC, Numeric
 from spec_tests.oracle import SPEC
-from spec_tests.oracle.nonfinite import Lost, Mask, certain
+from spec_tests.oracle.conv import columns
+from spec_tests.oracle.nonfinite import Mask, behind
 from spec_tests.oracle.plan import plan
+from spec_tests.oracle.steps import ActStep, ConvStep, NormStep, Step, UpStep
 from spec_tests.subjects.base import Array, Crashed, Refused, Subject
 from spec_tests.words import counted
 
 # A place that no shortcut of stride 2 reads: there the residual branch alone passes the NaN on.
 SHAPE, PLACE = (2, 2, 4, 5), (1, 0, 1, 3)
 FEWEST = 24
+
+
+Lost = Literal["input", "relu", "prelu", "activation", "statistics", "weight"]
+"""Where a mistake keeps a NaN back: at the input, in activations, from a norm's statistics, at a weight of 0."""
 
 
 class Habit(NamedTuple):
@@ -71,16 +77,46 @@ class LostNaN:
             yield f"No known mistake explains where a NaN is lost: {where}."
 
 
-def due(numeric: Numeric, state: Mapping[str, Array], x: Array, lost: Lost = "", taps: bool = False) -> Mask:
+def due(numeric: Numeric, state: Mapping[str, Array], x: Array, lost: Lost, taps: bool = False) -> Mask:
     """The elements of the output (N, D, H', W') that are NaN for certain, if a NaN is kept back at `lost`.
 
     With `taps`, those besides that up-sampling reads with the weight 0 (4.22 leaves these open).
     """
-    steps, arith = plan(numeric.config, SPEC), ARITHMETIC[numeric.dtype]
-    numbers = {name: np.asarray(value, np.float64) for name, value in state.items()}
-    branches = steps.residual, steps.shortcut
-    residual, shortcut = (certain(branch, x, numeric.training, numbers, arith, lost, taps) for branch in branches)
+    steps, numbers = plan(numeric.config, SPEC), {n: np.asarray(v, np.float64) for n, v in state.items()}
+    residual: Mask = np.isnan(x) & (lost != "input")
+    shortcut = residual
+    for step in steps.residual:
+        residual = _behind(step, residual, numeric, numbers, lost, taps)
+    for step in steps.shortcut:
+        shortcut = _behind(step, shortcut, numeric, numbers, lost, taps)
     return residual | shortcut
+
+
+def _behind(step: Step, mask: Mask, numeric: Numeric, state: dict[str, Array], lost: Lost, taps: bool) -> Mask:
+    """As `nonfinite.behind`, with the mistake `lost`."""
+    if isinstance(step, ActStep) and lost in ("activation", "prelu" if step.prelu else "relu"):
+        return np.zeros_like(mask)
+    if isinstance(step, NormStep) and lost == "statistics":
+        return mask
+    if isinstance(step, ConvStep) and lost == "weight":
+        w = state[f"{step.name}.weight"]
+        met, size = columns(mask.astype(np.float64), (w.shape[2], w.shape[3]), step.stride, step.padding)
+        read: Mask = (w.reshape(len(w), -1) != 0).astype(np.float64) @ met > 0
+        return read.reshape(len(mask), len(w), *size)
+    if isinstance(step, UpStep) and taps:
+        # A place that is read with the weight 0 lies beside one that is read.
+        for axis in (2, 3):
+            mask = mask | _moved(mask, axis, 1) | _moved(mask, axis, -1)
+    return behind(step, mask, numeric.training, state, ARITHMETIC[numeric.dtype])
+
+
+def _moved(mask: Mask, axis: int, by: int) -> Mask:
+    """The mask, moved along an axis; nothing comes in from the other end."""
+    found = np.roll(mask, by, axis)
+    at: list[Any] = [slice(None)] * mask.ndim
+    at[axis] = 0 if by > 0 else -1
+    found[tuple(at)] = False
+    return found
 
 
 def examples(subject: Subject) -> Iterator[tuple[Numeric, dict[str, Array]]]:
@@ -110,7 +146,8 @@ def find(subject: Subject, seconds: float) -> LostNaN | None:
         except (Refused, Crashed):
             continue
         asked += 1
-        specified = due(numeric, state, x)
+        expected = numeric.expected(state, x).y
+        specified = np.isnan(expected.value) & (expected.bound == 0)
         if y.shape != specified.shape:
             continue
         missing: NDArray[np.bool_] = specified & ~np.isnan(y)

@@ -366,6 +366,10 @@ def test_states_that_differ() -> None:
         (np.array([1.0, 2.0]), np.array([1.25, 2.5]), np.array([0.125, 1.0]), "1.0 at [0], not 1.25"),
         (np.array([True]), np.array([False]), 0.0, "True at [0], not False"),
         (np.zeros((0, 2)), np.zeros((0, 2)), 0.0, ""),
+        (np.array([1.0, 2.0]), np.array([1.25, 2.0]), 0.25, ""),
+        (np.array([np.nan, np.inf, 1.0]), np.array([np.nan, np.inf, 1.5]), 0.5, ""),
+        (np.array([np.nan, np.inf, 1.0]), np.array([np.nan, np.inf, 1.5]), 0.25, "1.0 at [2], not 1.5"),
+        (np.array([0.0, np.nan]), np.array([9.0, 1.0]), 5.0, "nan at [1], not 1.0"),
     ],
 )
 def test_the_element_that_differs_most(

@@ -11,9 +11,8 @@ import pytest
 
 from spec_tests import lost_nan
 from spec_tests.diagnosis import Diagnosis, diagnose
-from spec_tests.lost_nan import HABITS
+from spec_tests.lost_nan import HABITS, Lost
 from spec_tests.meta.processes import REFERENCE, ROOT
-from spec_tests.oracle.nonfinite import Lost
 from spec_tests.subjects import load_subject
 from spec_tests.subjects.base import Subject
 

@@ -7,14 +7,12 @@ convolution, on a number that is not finite. This module adds the places where t
   and through up-sampling the places whose weight for it is not 0 within its bound;
 - infinity acts like NaN where such a norm is the first layer of the branch;
 - of other elements that depend on an infinity, nothing is claimed.
-Claims are made for the rules of the specification only. For the diagnosis, `lost` names a mistake that keeps a NaN
-back, and `taps` adds the places that up-sampling reads with the weight 0.
+Claims are made for the rules of the specification only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,50 +21,34 @@ from spec_tests.config import Pair
 from spec_tests.oracle import upsample
 from spec_tests.oracle.bounds import Arith, Array
 from spec_tests.oracle.conv import columns
-from spec_tests.oracle.steps import ActStep, ConvStep, NormStep, Step, UpStep
+from spec_tests.oracle.steps import ConvStep, NormStep, Step, UpStep
 
 Mask = NDArray[np.bool_]
-Lost = Literal["", "input", "relu", "prelu", "activation", "statistics", "weight"]
-"""Where a mistake keeps a NaN back: at the input, in activations, from a norm's statistics, at a weight of 0."""
 
 
-def certain(
-    steps: Sequence[Step],
-    x: Array,
-    training: bool,
-    state: dict[str, Array],
-    arith: Arith,
-    lost: Lost = "",
-    taps: bool = False,
-) -> Mask:
+def certain(steps: Sequence[Step], x: Array, training: bool, state: dict[str, Array], arith: Arith) -> Mask:
     """The places of a branch's output that are NaN for certain, for its input x (N, C, H, W)."""
-    mask: Mask = np.isnan(x) & (lost != "input")
-    for index, step in enumerate(steps):
-        if isinstance(step, NormStep) and step.own_statistics(training) and lost != "statistics":
-            group: Mask = np.logical_or(mask, np.isinf(x)) if index == 0 else mask
-            mask = np.broadcast_to(np.logical_or.reduce(group, step.axes, keepdims=True), mask.shape)
-        elif isinstance(step, ConvStep):
-            w = state[f"{step.name}.weight"]
-            met, size = columns(mask.astype(np.float64), (w.shape[2], w.shape[3]), step.stride, step.padding)
-            read = w.reshape(len(w), -1) != 0 if lost == "weight" else np.ones((len(w), w[0].size), bool)
-            mask = (read.astype(np.float64) @ met > 0).reshape(len(mask), len(w), *size)
-        elif isinstance(step, ActStep):
-            if lost in ("activation", "prelu" if step.prelu else "relu"):
-                mask = np.zeros_like(mask)
-        elif isinstance(step, UpStep):
-            length: Pair = (mask.shape[2], mask.shape[3])
-            target = step.config.upsampled_size(length)
-            if target != length or taps:
-                rows, cols = (a.size > a.doubt for a in upsample.axes(length, target, arith))
-                if taps:
-                    rows, cols = _neighbours(rows), _neighbours(cols)
-                mask = (rows @ mask.astype(np.float64) @ cols.T) > 0
+    mask: Mask = np.isnan(x)
+    if steps and isinstance(steps[0], NormStep) and steps[0].own_statistics(training):
+        mask = mask | np.isinf(x)
+    for step in steps:
+        mask = behind(step, mask, training, state, arith)
     return mask
 
 
-def _neighbours(read: Mask) -> Mask:
-    """The places (U, L) that are read, and those beside them."""
-    found: Mask = read.copy()
-    found[:, 1:] |= read[:, :-1]
-    found[:, :-1] |= read[:, 1:]
-    return found
+def behind(step: Step, mask: Mask, training: bool, state: dict[str, Array], arith: Arith) -> Mask:
+    """The places (N, C', H', W') that are NaN for certain behind one step, where those of `mask` (N, C, H, W) are."""
+    if isinstance(step, NormStep) and step.own_statistics(training):
+        return np.broadcast_to(np.logical_or.reduce(mask, step.axes, keepdims=True), mask.shape)
+    if isinstance(step, ConvStep):
+        w = state[f"{step.name}.weight"]
+        met, size = columns(mask.astype(np.float64), (w.shape[2], w.shape[3]), step.stride, step.padding)
+        return np.repeat(met.sum(1, keepdims=True) > 0, len(w), 1).reshape(len(mask), len(w), *size)
+    if isinstance(step, UpStep):
+        length: Pair = (mask.shape[2], mask.shape[3])
+        target = step.config.upsampled_size(length)
+        if target != length:
+            rows, cols = (axis.size > axis.doubt for axis in upsample.axes(length, target, arith))
+            reached: Mask = (rows @ mask.astype(np.float64) @ cols.T) > 0
+            return reached
+    return mask
