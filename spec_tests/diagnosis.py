@@ -8,7 +8,7 @@ pairs of rules, then each rule without the gradients, and in TF32.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import combinations, islice
 from textwrap import shorten
@@ -290,7 +290,10 @@ def _where(subject: Subject, evidence: Evidence, failing: Sequence[int]) -> Iter
     yield from _asked_again(subject, evidence, failing)
     observations = evidence.observations
     numerics = [observation.numeric for observation in observations]
-    yield from isolation.shared([numerics[i] for i in failing], [n for i, n in enumerate(numerics) if i not in failing])
+    right_ones = [n for i, n in enumerate(numerics) if i not in failing]
+    found = isolation.shared([numerics[i] for i in failing], right_ones, lambda other: _wrong(subject, evidence, other))
+    yield from isolation.conditions(found)
+    yield from _narrowed(evidence, found)
     # Of each tensor that is wrong anywhere: the examples in which it is, and what is plainly wrong with it there.
     wrong: dict[str, list[tuple[Numeric, str]]] = {}
     apart: tuple[set[tuple[Numeric, str]], set[tuple[Numeric, str]]] = set(), set()
@@ -316,6 +319,24 @@ def _where(subject: Subject, evidence: Evidence, failing: Sequence[int]) -> Iter
     outputs = [numeric for numeric, words in wrong.get("y", ()) if not words]
     if outputs and not between:
         yield from isolation.first_layer(subject, outputs[0])
+
+
+def _wrong(subject: Subject, evidence: Evidence, numeric: Numeric) -> bool:
+    return bool(Evidence([observe(subject, numeric)], evidence.gradients, evidence.arith).failing())
+
+
+def _narrowed(evidence: Evidence, found: Mapping[str, set[Any]]) -> Iterator[str]:
+    """The rule that explains all examples of the kind that is wrong, such as those of one normalizer."""
+    if not found:
+        return
+    such = [
+        seen
+        for seen in evidence.observations
+        if all(isolation.FEATURES[name](seen.numeric) in values for name, values in found.items())
+    ]
+    _, rules = _singles(Evidence(such, evidence.gradients, evidence.arith))
+    if len(rules) == 1:
+        yield f"There, it behaves exactly like {_explanation(evidence, rules[0]).sentence()}."
 
 
 def _pairs(

@@ -158,6 +158,15 @@ LARGE: tuple[Size, ...] = (
     ({"in_planes": 2, "out_planes": 3, "output_size": (32, 3)}, (2, 3, 3)),
     ({"in_planes": 2, "out_planes": 3, "output_size": (4, 5)}, (2, 1, 1)),
     ({"in_planes": 2, "out_planes": 3, "output_size": 1}, (2, 9, 10)),
+    # Every way beyond the drawn sizes, with every kind of shortcut.
+    ({"in_planes": 3, "out_planes": 3}, (18, 4, 5)),
+    ({"in_planes": 2, "out_planes": 2}, (64, 2, 3)),
+    ({"in_planes": 2, "out_planes": 2, "stride": 2}, (17, 3, 4)),
+    ({"in_planes": 4, "out_planes": 2, "output_size": (5, 3)}, (16, 3, 2)),
+    ({"in_planes": 24, "out_planes": 24, "stride": (2, 1)}, (2, 5, 4)),
+    ({"in_planes": 2, "out_planes": 3}, (1, 40, 37)),
+    ({"in_planes": 3, "out_planes": 3, "kernel_size": (9, 7), "padding": (4, 3)}, (2, 8, 9)),
+    ({"in_planes": 2, "out_planes": 3, "kernel_size": (7, 9), "padding": (3, 4)}, (2, 4, 5)),
 )
 # Sums of so many terms, and planes of so many elements, that bounds of float32 say little behind a norm.
 WIDE: tuple[Size, ...] = (

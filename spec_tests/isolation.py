@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from spec_tests.config import Layer
+from spec_tests.config import NAMED_VALUES, Layer
 from spec_tests.laws import identity_kernel, only_shortcut
-from spec_tests.numeric import Numeric
+from spec_tests.numeric import Numeric, named
 from spec_tests.oracle import Bounded, judge
 from spec_tests.subjects.base import Array, Crashed, Refused, Subject
 from spec_tests.words import counted
@@ -25,6 +26,9 @@ FEATURES: dict[str, Callable[[Numeric], Any]] = {
     "batch size": lambda numeric: numeric.shape[0],
 }
 
+# How many wrong examples are asked for with another value of what they share.
+VARIED = 3
+
 _PARTS = {
     ("conv", "weight"): "kernels",
     ("conv", "bias"): "biases",
@@ -34,11 +38,13 @@ _PARTS = {
 }
 
 
-def shared(wrong: Sequence[Numeric], right: Sequence[Numeric]) -> Iterator[str]:
-    """What wrong examples have in common and not all examples have.
+def shared(
+    wrong: Sequence[Numeric], right: Sequence[Numeric], fails: Callable[[Numeric], bool] | None = None
+) -> dict[str, set[Any]]:
+    """What wrong examples have in common and not all examples have: features, and their values.
 
-    Of what tells them from the right ones only as something else does, nothing is said: what is wrong in evaluation of
-    a batch norm may have met one order of layers alone.
+    With `fails`, which asks for another example, what is no condition is found out: a few wrong examples are asked for
+    with another value. Of what tells them from the right ones only as something else does, nothing is said.
     """
     found = {name: {value_of(numeric) for numeric in wrong} for name, value_of in FEATURES.items()}
 
@@ -48,13 +54,31 @@ def shared(wrong: Sequence[Numeric], right: Sequence[Numeric]) -> Iterator[str]:
         return sum(all(FEATURES[name](numeric) in found[name] for name in named) for numeric in right)
 
     telling = [name for name in FEATURES if not found[name] >= {FEATURES[name](numeric) for numeric in right}]
+    if fails is not None:
+        varied = {
+            name: [v for numeric in wrong[:VARIED] for v in _varied(numeric, name, found[name])] for name in telling
+        }
+        telling = [name for name in telling if not any(map(fails, varied[name]))]
     for name in reversed(telling.copy()):
         others = [other for other in telling if other != name]
         # One right example is no evidence.
         if alike(others) < alike(telling) + 2:
             telling = others
-    for name in telling:
-        yield f"Wrong only with {name} = {' or '.join(sorted(map(repr, found[name])))}."
+    return {name: found[name] for name in telling}
+
+
+def _varied(numeric: Numeric, name: str, known: set[Any]) -> Iterator[Numeric]:
+    """An example with other values of a feature than those `known`, where it may have them."""
+    others = [named(numeric, numeric.training, **{name: v}) for v in NAMED_VALUES.get(name, ()) if v not in known]
+    if name == "training":
+        others = [replace(numeric, training=not numeric.training)]
+    yield from (other for other in others if other.config.takes(other.shape, other.training))
+
+
+def conditions(found: Mapping[str, set[Any]]) -> Iterator[str]:
+    """What `shared` found, as text."""
+    for name, values in found.items():
+        yield f"Wrong only with {name} = {' or '.join(sorted(map(repr, values)))}."
 
 
 def kinds(wrong: set[str], right: set[str]) -> Iterator[str]:

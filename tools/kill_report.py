@@ -36,6 +36,8 @@ def judge(results: Results, console: Console) -> list[str]:
                 kills.append(result)
             else:
                 others = ", ".join(ordered(result.killed)) or "nothing"
+                if not result.killed and task.mode != "full":
+                    others = "no test of these; --full runs the others"
                 crashes = ""
                 if result.crashed:
                     words = next(iter(result.crashed.values()))
@@ -150,7 +152,9 @@ def lost(path: Path, results: Mapping[str, Result], complete: bool) -> list[str]
             if gone:
                 found.append(f"LOST {name}: {', '.join(gone)} noticed it when {path.name} was written, and no longer")
         elif row["killer"] and not result.by:
-            found.append(f"LOST {name}: {row['killer']} killed it when {path.name} was written, now nothing does")
+            expected = catalogue.faults()[name].clauses
+            now = "now no expected clause does" if row["killer"] in expected else "which is not expected of it any more"
+            found.append(f"LOST {name}: {row['killer']} killed it when {path.name} was written, {now}")
     if complete:
         unknown = [name for name in recorded if name not in catalogue.faults()]
         found += [f"UNUSED {name}: {path.name} has a fault that the catalogue has not" for name in unknown]

@@ -28,6 +28,7 @@ def summary(model: nn.Module, input_size: Sequence[int], batch_size: int = -1, d
 
     Raises:
         ValueError: `device` is neither, or is not available.
+        ImportError: the package torchsummary is not installed; ``pip install 'mdnc-spec[torch]'`` installs it.
     """
     import torchsummary
 

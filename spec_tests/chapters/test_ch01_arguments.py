@@ -252,7 +252,9 @@ def build_refused(subject: Subject, clauses: list[str], bad: BadArgument, argume
 def test_missing_and_unknown_arguments(subject: Subject) -> None:
     """The two required arguments cannot be left out, and no eleventh is taken."""
     both: dict[str, Any] = {"in_planes": 2, "out_planes": 3}
-    unknown = [{**both, name: value} for name, value in (("bias", 1), ("device", "cpu"), ("dtype", None))]
+    # The usual ones, and whatever its signature has.
+    others = {"bias": 1, "device": "cpu", "dtype": None, **subject.further_arguments()}
+    unknown = [{**both, name: value} for name, value in others.items()]
     wrong: list[dict[str, Any]] = [{}, {"in_planes": 2}, {"out_planes": 2}, *unknown]
     for arguments in wrong:
         what = f"building with the arguments {sorted(arguments)}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
+
 import pytest
 
 from spec_tests.compare import Example, Thin, equal
@@ -42,7 +44,16 @@ def judge_table(got: str, expected: str, example: Example, source: str) -> None:
         equal(clause, f"parameters of {due_kind} of {source}", count, due_count, example)
     equal("8.5", f"totals of {source}", totals, due_totals, example)
     equal("8.6", f"sizes of {source}", sizes, due_sizes, example)
-    equal("8.2", f"characters of {source}", got, expected, example)
+    judge_text("8.2", got, expected, example, source)
+
+
+def judge_text(clause: str, got: str, expected: str, example: Example, source: str) -> None:
+    """Compare two tables character by character; what is told is the first line that differs."""
+    lines = enumerate(zip_longest(got.splitlines(), expected.splitlines(), fillvalue="no such line"), 1)
+    number, (one, other) = next(((n, pair) for n, pair in lines if pair[0] != pair[1]), (0, ("", "")))
+    if number:
+        equal(clause, f"line {number} of {source}", one, other, example)
+    equal(clause, f"characters of {source}", got, expected, example)
 
 
 @pytest.mark.clause("8.1", "8.2", "8.3", "8.4", "8.5", "8.6")
@@ -67,11 +78,11 @@ def test_documented_tables(subject: Subject, example_id: str) -> None:
     """The two documented tables are reproduced character by character."""
     config, size, _ = DOCUMENTED[example_id]
     expected, example = documented_table(example_id), Example.of(config, (2, *size))
-    equal("8.7", "the table computed from the arguments", table(config, size), expected, example)
+    judge_text("8.7", table(config, size), expected, example, "the table computed from the arguments")
     block = subject.build(config.arguments())
     for training in (True, False):
         block.set_mode(training)
-        equal("8.7", "the subject's table", block.summary(size), expected, example)
+        judge_text("8.7", block.summary(size), expected, example, "the subject's table")
 
 
 @pytest.mark.clause("8.2")
@@ -80,4 +91,4 @@ def test_thousands(subject: Subject) -> None:
     config = BlockConfig.of(128, 160, normalizer="batch", layer_order="old", kernel_size=(5, 3), padding=(2, 1))
     size = (128, 2, 3)
     got = subject.build(config.arguments()).summary(size)
-    equal("8.2", "the subject's table", got, table(config, size), Example.of(config, (2, *size)))
+    judge_text("8.2", got, table(config, size), Example.of(config, (2, *size)), "the subject's table")

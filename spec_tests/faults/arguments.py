@@ -142,6 +142,11 @@ def _extra_ignored(block: Any, *positional: Any, **named: Any) -> None:
     Block.__init__(block, *positional, **{n: v for n, v in named.items() if n in known})
 
 
+def _with_dropout(block: Any, *positional: Any, dropout: float = 0.0, **named: Any) -> None:
+    Block.__init__(block, *positional, **named)
+    block.dropout = dropout
+
+
 def _terse(block: Any, *positional: Any, **named: Any) -> None:
     try:
         Block.__init__(block, *positional, **named)
@@ -265,6 +270,14 @@ FAULTS = (
         "1.1",
         "arguments",
         methods={"__init__": _factory_arguments},
+    ),
+    fault(
+        "dropout_taken",
+        "an eleventh argument is taken by name only",
+        "an addition that breaks no caller",
+        "1.1",
+        "arguments",
+        methods={"__init__": _with_dropout},
     ),
     fault(
         "eleventh_by_position_ignored",

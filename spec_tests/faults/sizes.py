@@ -47,7 +47,35 @@ def _gradient_of_a_large_plane(block: Any, x: Tensor) -> Tensor:
     return y  # type: ignore[no-any-return]
 
 
+def _identity_of_four(block: Any, x: Tensor) -> Tensor:
+    y = Block.forward(block, x)
+    if block.in_node is not None or len(x) <= 4:
+        return y
+    return torch.cat([y[:4], y[4:] - x[4:]])
+
+
+def _identity_detached(block: Any, x: Tensor) -> Tensor:
+    y = Block.forward(block, x)
+    lost = block.in_node is None and len(x) > 8
+    return y - x + x.detach() if lost and y.requires_grad else y
+
+
 FAULTS: tuple[Fault, ...] = (
+    fault(
+        "identity_of_the_first_four_samples",
+        "samples from the fifth on lose the identity shortcut",
+        "a buffer for four samples",
+        "4.21 4.1",
+        forward=_identity_of_four,
+    ),
+    fault(
+        "identity_detached_in_large_batches",
+        "the identity shortcut of more than eight samples has no gradient",
+        "a fused addition with a backward pass of its own",
+        "5.1",
+        "gradients",
+        forward=_identity_detached,
+    ),
     _path(
         "channels_by_16",
         "channels in sixteens",

@@ -110,12 +110,16 @@ def test_what_another_feature_explains_is_no_condition() -> None:
     right = [example(training=True, layer_order=order, batch=n) for order in ("new", "old") for n in (1, 2)]
     right += [example(normalizer="inst", layer_order=order, batch=n) for order in ("new", "old") for n in (1, 2)]
     due = ["Wrong only with normalizer = 'batch'.", "Wrong only with training = False."]
-    assert [*isolation.shared(wrong, right)] == due
+    assert [*isolation.conditions(isolation.shared(wrong, right))] == due
     # One right example may be chance; two are evidence.
     apart = [example(), example(batch=1)]
-    assert [*isolation.shared(wrong, [*right, apart[0]])] == due
-    assert [*isolation.shared(wrong, [*right, *apart])] == [due[0], "Wrong only with layer_order = 'old'.", due[1]]
-    assert [*isolation.shared(wrong, [])] == []
+    assert [*isolation.conditions(isolation.shared(wrong, [*right, apart[0]]))] == due
+    assert [*isolation.conditions(isolation.shared(wrong, [*right, *apart]))] == [
+        due[0],
+        "Wrong only with layer_order = 'old'.",
+        due[1],
+    ]
+    assert [*isolation.conditions(isolation.shared(wrong, []))] == []
 
 
 def test_coarse_products_are_told_from_a_rare_mistake() -> None:

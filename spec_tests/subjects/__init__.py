@@ -64,8 +64,9 @@ def load_subject(designator: str, timeouts: str = "", device: str = "cpu") -> Su
 
         return StdioSubject(designator, Timeouts.parse(timeouts))
     module_name, name = parts
-    if importlib.util.find_spec("torch") is None:
-        raise SubjectError(f"{designator} needs torch, which is not installed; install mdnc-spec[torch]")
+    for needed in ("torch", "torchsummary"):
+        if importlib.util.find_spec(needed) is None:
+            raise SubjectError(f"{designator} needs {needed}, which is not installed; install mdnc-spec[torch]")
     try:
         with staying(), _writing_nothing():
             found: object = importlib.import_module(module_name)

@@ -346,6 +346,10 @@ class Subject(ABC):
         """Whether these arguments, right or wrong, can be said to the subject at all."""
         return True
 
+    def further_arguments(self) -> dict[str, Any]:
+        """What the constructor says to take beyond the ten arguments, by name, each with its default or None."""
+        return {}
+
     def spelled(self, value: Any) -> str:
         """An argument's value as a message of the subject would write it."""
         return repr(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import io
 import pickle
 from collections import OrderedDict
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from spec_tests.config import render_call
+from spec_tests.config import DEFAULTS, render_call
 from spec_tests.subjects.base import Array, Block, Crashed, Entry, Gradients, Refused, State, Subject
 from spec_tests.subjects.kernels import not_compiled, own_kernels, prepare, unalarmed
 from spec_tests.subjects.raised import Unfit, translated, where, words
@@ -415,3 +416,12 @@ class TorchSubject(Subject):
             target = (self.device,) if wanted == torch.float32 else (self.device, wanted)
             module = _module(module.to(*target), f"what to({', '.join(map(repr, target))}) gives")
             return TorchBlock(module, code, wanted, self.device, spans)
+
+    def further_arguments(self) -> dict[str, Any]:
+        try:
+            found = inspect.signature(self.factory).parameters.values()
+        except (TypeError, ValueError):  # what is not written in Python need not have one
+            return {}
+        ten = ("in_planes", "out_planes", *DEFAULTS)
+        named = [p for p in found if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in ten]
+        return {p.name: None if p.default is p.empty else p.default for p in named}
