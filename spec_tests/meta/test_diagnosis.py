@@ -97,6 +97,44 @@ def test_what_no_rule_explains_is_described() -> None:
     assert "behaves exactly like" not in text
 
 
+class BatchOnly(RuleSubject):
+    """The rules for batch norms, and the specification for everything else; in one mode, if that is given."""
+
+    mode: bool | None = None
+
+    def build(self, *arguments: Any, **named: Any) -> RuleBlock:
+        block = super().build(*arguments, **named)
+        if block.config.normalizer != "batch":
+            return RuleBlock(block.config, SPEC)
+        if self.mode is None:
+            return block
+        rules, mode = self.rules, self.mode
+
+        class Either(RuleBlock):
+            def _run(self, x: Array, training: bool | None) -> Any:
+                self.rules = rules if training is mode else SPEC
+                return super()._run(x, training)
+
+        return Either(block.config, SPEC)
+
+
+def test_a_rule_that_is_wrong_with_one_normalizer_alone_is_named() -> None:
+    lines = diagnose(BatchOnly(replace(SPEC, eps=1e-3)), SECONDS).lines()
+    assert lines[1:3] == [
+        "Wrong only with normalizer = 'batch'.",
+        "There, it behaves exactly like eps = 0.001 instead of 1e-05 (ε of every norm; Keras's default), clause 4.5.",
+    ]
+
+
+def test_what_shares_a_mode_is_told_from_what_shares_an_order_by_chance() -> None:
+    """Of batch norms, the examples in training have one order: others are asked for, to know which of the two it is."""
+    subject = BatchOnly(replace(SPEC, statistics_gradient="variance_detached"))
+    subject.mode = True
+    lines = diagnose(subject, SECONDS).lines()
+    assert lines[1:3] == ["Wrong only with normalizer = 'batch'.", "Wrong only with training = True."]
+    assert "There, it behaves exactly like statistics_gradient = 'variance_detached'" in lines[3]
+
+
 def example(**features: Any) -> Any:
     """As much of an example as tells what it has in common with others."""
     usual = {"normalizer": "batch", "activator": "relu", "layer_order": "new", "scaler": "down"}
