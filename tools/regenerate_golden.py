@@ -265,6 +265,8 @@ def process(golden: Path, golden_set: GoldenSet, options: argparse.Namespace) ->
     if options.update:
         kept = {name: content for name, content in old.items() if name not in drift.unused}
         replace(golden, golden_set.name, {**kept, **new, PROVENANCE: golden_set.provenance()})
+        gone = f", {len(drift.unused)} removed" if drift.unused else ""
+        print(f"golden/{golden_set.name}: {len(drift.missing) + len(drift.changed)} written{gone}")
     elif options.update_new_only and drift.missing:
         record = golden / golden_set.name / PROVENANCE
         added = {name: new[name] for name in drift.missing}
@@ -272,6 +274,7 @@ def process(golden: Path, golden_set: GoldenSet, options: argparse.Namespace) ->
             added |= golden_set.index(old, new, drift.missing)
         origin = record.read_bytes() if record.exists() else golden_set.provenance()
         replace(golden, golden_set.name, {**old, **added, PROVENANCE: origin})
+        print(f"golden/{golden_set.name}: {len(drift.missing)} written")
         return not compare({**old, **added}, new, options.k)
     return bool(options.update)
 
@@ -312,6 +315,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if False in results and not options.update:
         print("the golden data is not as generated; after reading the diff, run with --update")
+    if not documented:
+        print("the block does not print the documented tables, which are never written: mend the block")
     return 0 if documented and not apart and False not in results else 1
 
 

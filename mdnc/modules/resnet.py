@@ -7,6 +7,7 @@ from numbers import Integral
 from typing import Any
 
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 __all__ = ["BlockBottleneck2d"]
 
@@ -50,7 +51,7 @@ class BlockBottleneck2d(nn.Module):
     """Bottleneck residual block: ``y = conv3(conv2(conv1(x))) + shortcut(x)``.
 
     ``conv1`` and ``conv3`` have a 1 x 1 kernel; ``conv2`` has `kernel_size` and rescales. The
-    shortcut is a 1 x 1 projection if the channels or the size change, otherwise the identity.
+    shortcut is a 1 x 1 projection if the channels change, or the arguments rescale, otherwise the identity.
     Sources: He et al. 2015, arXiv:1512.03385 (the block); He et al. 2016, arXiv:1603.05027
     (`layer_order="new"`); the MDNC page of the block. Every rule: chapters 1 to 9 of SPEC.md.
 
@@ -135,8 +136,10 @@ class BlockBottleneck2d(nn.Module):
             return nn.BatchNorm2d(planes)
         return nn.InstanceNorm2d(planes, affine=self.normalizer == "pinst")
 
-    def _check(self, x: Tensor) -> None:
+    def _check(self, x: Any) -> None:
         """Refuse the type and the shape of `x` before a layer runs and changes statistics."""
+        if isinstance(x, Proxy):  # torch.fx records the layers; there is no shape to look at
+            return
         if not isinstance(x, Tensor) or not x.is_floating_point():
             kind = f"dtype {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
             raise TypeError(f"`x` ({kind}) must be a tensor of a floating-point dtype")

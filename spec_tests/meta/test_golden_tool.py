@@ -137,6 +137,7 @@ def test_update(run: Run, golden: Path, module: Any) -> None:
     status, told = run("--update")
     assert status == 0
     assert "1 missing, 1 changed, 1 unused" in told
+    assert "golden/summaries: 2 written, 1 removed\n" in told
     found = contents(golden / "summaries")
     facts = json.loads(found.pop("provenance.json"))
     assert found == FILES

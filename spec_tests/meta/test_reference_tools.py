@@ -105,6 +105,15 @@ def test_torch_export_static(name: str, training: bool) -> None:
     assert torch.equal(program.module()(draw()), block(draw()))
 
 
+@representative
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_torch_fx(name: str, training: bool) -> None:
+    block = build(name).train(training)
+    traced = torch.fx.symbolic_trace(copy.deepcopy(block))
+    assert torch.equal(traced(draw()), block(draw()))
+    assert {node.op for node in traced.graph.nodes} == {"placeholder", "call_module", "call_function", "output"}
+
+
 @pytest.mark.parametrize("name", ANY_SIZE)
 def test_torch_export_with_free_sizes(name: str) -> None:
     block = build(name).eval()
