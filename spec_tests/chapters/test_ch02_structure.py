@@ -14,6 +14,7 @@ from spec_tests.marks import by_activator, by_documented, by_norm, by_scaler
 from spec_tests.strategies import geometries
 from spec_tests.subjects.base import Block, Entry, Subject
 
+BRANCHES = {"conv1", "conv2", "conv3", "in_node"}
 ORDER_CLAUSE = {"new": "2.2", "old": "2.3"}
 NORM_CLAUSE = {"batch": "2.13", "inst": "2.14", "pinst": "2.15", "null": "2.16"}
 ACTIVATION_CLAUSE = {"prelu": "2.17", "relu": "2.18", "null": "2.19"}
@@ -38,6 +39,12 @@ def due(config: BlockConfig, layer: Layer) -> dict[str, tuple[int, ...]]:
     return {name.removeprefix(prefix): s for name, s in config.state().items() if name.startswith(prefix)}
 
 
+def beside(found: dict[str, dict[str, Entry]]) -> str:
+    """What has entries and is no branch, for a message: a branch of another name, or the block within a wrapper."""
+    others = sorted({name.split(".")[0] for name in found} - BRANCHES)
+    return f" (beside the branches, the state has {', '.join(map(repr, others))})" if others else ""
+
+
 def order_clause(config: BlockConfig) -> str:
     return "2.4" if config.normalizer == "null" else ORDER_CLAUSE[config.layer_order]
 
@@ -54,7 +61,7 @@ def test_layers_of_the_residual_branch(subject: Subject, thin: Thin, normalizer:
             if layer.branch == "in_node":
                 continue
             got, expected = shapes(found.get(layer.name, {})), due(config, layer)
-            place = f"{layer.kind} at {layer.name}"
+            place = f"{layer.kind} at {layer.name}" + beside(found)
             if layer.kind == "conv" and "weight" in got:
                 equal("2.5", f"bias of the {place}", "bias" in got, config.normalizer == "null", example)
             # Sizes have clauses of their own.
@@ -87,7 +94,7 @@ def test_layers_of_the_shortcut(subject: Subject, normalizer: str, scaler: str) 
         found = layer_entries(subject.build(config.arguments()))
         example = Example.of(config)
         shortcut = {name: shapes(entries) for name, entries in found.items() if name.startswith("in_node")}
-        equal("2.6", "the shortcut is a projection", bool(shortcut), config.projects, example)
+        equal("2.6", f"the shortcut is a projection{beside(found)}", bool(shortcut), config.projects, example)
         expected = {}
         for layer in config.layers():
             if layer.branch == "in_node":
@@ -96,8 +103,7 @@ def test_layers_of_the_shortcut(subject: Subject, normalizer: str, scaler: str) 
                 got = shortcut.get(layer.name, {})
                 clause = "2.7" if scaler == "down" else "2.8"
                 equal_entries(clause, f"{layer.kind} at {layer.name}", got, tensors, example)
-        branches = {name.split(".")[0] for name in found}
-        wrong = sorted(branches - {"conv1", "conv2", "conv3", "in_node"})
+        wrong = sorted({name.split(".")[0] for name in found} - BRANCHES)
         equal("2.20", "branches besides conv1, conv2, conv3 and in_node", wrong, [], example)
         equal("2.11", "layers of the shortcut that hold something", sorted(shortcut), sorted(expected), example)
 
