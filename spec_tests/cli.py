@@ -156,16 +156,18 @@ def _tested(options: argparse.Namespace, seed: int | None, console: Console) -> 
 
     arguments, collector, live = _pytest_arguments(options), Collector(), Live(console)
     collector.verdict.shard = options.shard is not None
-    with live.progress:
+    rounds = ""
+    with live.shown():
         if options.budget is not None and seed is not None:
             plugins = (live, collector)
             known = {entry.test for entry in options.known_failures or ()}
             ended, rounds = campaign.run(arguments, plugins, collector, options.profile, seed, options.budget, known)
-            with printing():
-                console.print(rounds)
         else:
             chosen = ["--profile", options.profile, *(["--seed", str(seed)] if seed is not None else [])]
             ended = pytest.main([*arguments, *chosen], plugins=[live, collector])
+    if rounds:
+        with printing():
+            console.print(rounds)
     verdict = collector.verdict
     usual = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
     if ended not in usual and not (verdict.interrupted or verdict.stopped or verdict.troubles):
@@ -214,6 +216,9 @@ def _explained(options: argparse.Namespace, verdict: Verdict) -> Diagnosed:
         return Diagnosed((f"There is none: {str(error) or 'interrupted'}",))
     if found.healthy:
         return Diagnosed((f"No known mistake explains it: {_held(found)}, and do not show it.",))
+    if found.lost is not None and not numeric <= {"4.22", "4.23"}:
+        others = f"No known mistake explains the other numbers: {_held(found)}, and do not show it."
+        return Diagnosed((others, "As for NaN:", *found.lost.lines()))
     changes = found.explanations[0].changes if found.certain else ()
     clause_of = {item.name: item.metadata["clause"] for item in fields(Rules)}
     clauses = tuple(clause_of[name] for name, _ in changes)

@@ -18,6 +18,8 @@ from spec_tests.strategies import Case, cases
 from spec_tests.subjects.base import REFUSALS, Array, Block, Refused, Subject, zeros
 
 KERNELS, PADDINGS, LENGTHS = range(1, 8), range(5), range(1, 17)
+# Pairs L, U with int(L * (U / L)) < U in float64, in float32, and with a factor in float32 alone.
+FACTORS = ((11, 15), (7, 61), (7, 31), (11, 13), (13, 15), (3, 5), (3, 7))
 only_python = pytest.mark.needs("python")
 by_axis = pytest.mark.parametrize("axis", ["height", "width"])
 by_stride = pytest.mark.parametrize("stride", range(1, 5))
@@ -99,6 +101,25 @@ def test_every_length_on_one_axis(subject: Subject, thin: Thin, scaler: str, str
 def test_every_output_size_on_one_axis(subject: Subject, thin: Thin, axis: str) -> None:
     """The same with `output_size`."""
     judge_output_sizes(subject, thin, axis)
+
+
+@pytest.mark.clause("3.3", "3.5")
+@by_axis
+def test_output_sizes_that_a_factor_misses(subject: Subject, axis: str) -> None:
+    """With U / L as a factor, L (U / L) is less than U when it is rounded, and U - 1 when it is cut off."""
+    for length, size in FACTORS:
+        config = BlockConfig.of(
+            1,
+            1,
+            1,
+            1,
+            0,
+            pair(axis, size, 2),
+            normalizer="null",
+            activator="null",
+            scaler="up",
+        )
+        judge_shape(subject.build(config.arguments()), config, (1, 1, *pair(axis, length, 2)), "3.3")
 
 
 @pytest.mark.clause("3.1", "3.4")

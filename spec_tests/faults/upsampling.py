@@ -119,6 +119,14 @@ def _transposed(block: Any) -> None:
                 block.conv3[i] = nn.ConvTranspose2d(block.in_planes, block.out_planes, 1, bias=bias)
 
 
+def by_a_factor(up: Any, x: Tensor) -> Tensor:
+    """To int(L · (U / L)), which may be U - 1."""
+    if up.size is None:
+        return engines.native(up, x)
+    size = tuple(int(length * (target / length)) for length, target in zip(x.shape[2:], up.size, strict=True))
+    return F.interpolate(x, size, mode="bilinear", align_corners=True)
+
+
 FAULTS = (
     *_interpolations(),
     fault(
@@ -198,5 +206,13 @@ FAULTS = (
         "2.1 2.21",
         "state",
         patch=_transposed,
+    ),
+    fault(
+        "up_by_a_factor",
+        "output_size is reached by the factor U / L, and is missed where that is cut off",
+        "scale_factor in place of size",
+        "3.3",
+        "shapes",
+        patch=lambda block: instead(upsamplings(block), by_a_factor),
     ),
 )

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -238,3 +242,22 @@ def test_the_command_is_installed_under_its_name() -> None:
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert 'mdnc-spec = "spec_tests.__main__:main"' in text
     assert json.dumps(parser().prog) == '"mdnc-spec"'
+
+
+def test_the_progress_moves_while_tests_run(tmp_path: Path) -> None:
+    """On a terminal; pytest keeps back what a process writes during its tests."""
+    pty = pytest.importorskip("pty")
+    terminal, other = pty.openpty()
+    arguments = [sys.executable, "-m", "spec_tests", *run_arguments(REFERENCE, "--clause", "2", "--clause", "7")]
+    with subprocess.Popen(arguments, cwd=tmp_path, env=environment(TERM="xterm"), stdout=other, stdin=other) as run:
+        os.close(other)
+        shown = b""
+        with suppress(OSError):  # how a terminal ends
+            while got := os.read(terminal, 65536):
+                shown += got
+    os.close(terminal)
+    assert run.returncode == 0
+    counts = {int(n) for n in re.findall(rb"(\d+)/\d+", shown)}
+    assert len(counts) > 4, shown
+    assert b"chapter 7" in shown
+    assert b" conforms: 38 clauses hold" in shown

@@ -45,8 +45,7 @@ RUNS: dict[str, tuple[str, int, str]] = {
     "mdnc-spec list": ("mdnc-spec list", 0, "1.1"),
     "mdnc-spec run": ("mdnc-spec run --subject cmd:./port --clause 2.1", 0, "conforms: 1 clause"),
     "mdnc-spec diagnose": ("mdnc-spec diagnose --subject cmd:./port", 0, "."),
-    "mdnc-spec replay FILE": ("mdnc-spec replay call.request --subject cmd:./port", 0, "verdict: right"),
-    "mdnc-spec replay FILE --layers": (
+    "mdnc-spec replay FILE --subject 'cmd:./port' --layers": (
         "mdnc-spec replay call.request --subject cmd:./port --layers",
         0,
         "conv1.0 norm",

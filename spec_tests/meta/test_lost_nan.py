@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
+from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 from spec_tests import lost_nan
 from spec_tests.diagnosis import Diagnosis, diagnose
 from spec_tests.lost_nan import HABITS, Lost
-from spec_tests.meta.processes import REFERENCE, ROOT
+from spec_tests.meta.processes import REFERENCE, ROOT, mdnc_spec, run_arguments
 from spec_tests.subjects import load_subject
 from spec_tests.subjects.base import Subject
 
@@ -112,3 +114,23 @@ def test_what_cannot_be_told_apart_is_listed() -> None:
     assert len(lines) == 4
     assert lines[1:3] == [f"- {habit.words}, {habit.clause}" for habit in found.explanations]
     assert "of 9 elements of the outputs that should be NaN" in lines[3]
+
+
+def test_what_nan_explains_is_not_all_that_failed(tmp_path: Path) -> None:
+    """Where other numbers are wrong that the diagnosis did not meet, it does not claim them."""
+    pytest.importorskip("torch")
+    code = """
+        from spec_tests.faults.blocks import relu_of_nan_is_0
+
+        class Both(relu_of_nan_is_0):
+            def forward(self, x):
+                y = super().forward(x)
+                return 1.01 * y if self.in_planes == 1 else y
+        """
+    (tmp_path / "both.py").write_text(dedent(code), encoding="utf-8")
+    ended = mdnc_spec(*run_arguments("py:both:Both", "--clause", "4"), cwd=tmp_path)
+    assert ended.status == 1
+    told = ended.out.partition("DIAGNOSIS\n")[2].splitlines()
+    assert told[0].startswith("    No known mistake explains the other numbers: ")
+    assert told[1] == "    As for NaN:"
+    assert told[2].startswith(f"    It behaves exactly like {HABITS['relu'].words}"[:60])

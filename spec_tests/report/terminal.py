@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import TextIO
 
 import pytest
 from rich.console import Console
@@ -37,9 +40,17 @@ TROUBLE = {
 
 
 class Live:
-    """Shows what is being checked while the tests run; silent where the output is no terminal."""
+    """Shows what is being checked while the tests run; silent where the output is no terminal.
+
+    It writes to a descriptor of its own: pytest keeps back what is written to the usual one while a test runs.
+    """
 
     def __init__(self, console: Console) -> None:
+        self.file: TextIO | None = None
+        if console.is_terminal:
+            with suppress(OSError, ValueError):
+                self.file = os.fdopen(os.dup(console.file.fileno()), "w", encoding=console.encoding)
+                console = Console(file=self.file, force_terminal=True, width=console.width)
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -47,9 +58,22 @@ class Live:
             TimeElapsedColumn(),
             console=console,
             transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
             disable=not console.is_terminal,
         )
         self.task = self.progress.add_task("collecting", total=None)
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """The progress is shown, and gone behind it."""
+        try:
+            with self.progress:
+                yield
+        finally:
+            if self.file is not None:
+                with suppress(OSError):
+                    self.file.close()
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         if session.items:
