@@ -46,7 +46,7 @@ RUNS: dict[str, tuple[str, int, str]] = {
     "mdnc-spec run": ("mdnc-spec run --subject cmd:./port --clause 2.1", 0, "conforms: 1 clause"),
     "mdnc-spec diagnose": ("mdnc-spec diagnose --subject cmd:./port", 0, "."),
     "mdnc-spec replay FILE --subject 'cmd:./port' --layers": (
-        "mdnc-spec replay call.request --subject cmd:./port --layers",
+        "mdnc-spec replay call.request --subject 'cmd:./port' --layers",
         0,
         "conv1.0 norm",
     ),
