@@ -376,3 +376,7 @@ def test_the_element_that_differs_most(
     got: np.ndarray, other: np.ndarray, allowed: float | np.ndarray, told: str
 ) -> None:
     assert unlike(got, other, allowed) == told
+
+
+def test_without_an_allowance_any_difference_is_told() -> None:
+    assert unlike(np.array([0.5, 1.0]), np.array([0.5, 1.25])) == "1.0 at [1], not 1.25"
