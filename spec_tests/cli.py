@@ -218,7 +218,7 @@ def _explained(options: argparse.Namespace, verdict: Verdict) -> Diagnosed:
         return Diagnosed((f"No known mistake explains it: {_held(found)}, and do not show it.",))
     if found.lost is not None and not numeric <= {"4.22", "4.23"}:
         others = f"No known mistake explains the other numbers: {_held(found)}, and do not show it."
-        return Diagnosed((others, "As for NaN:", *found.lost.lines()))
+        return Diagnosed((*found.failed_calls(), others, "As for NaN:", *found.lost.lines()))
     changes = found.explanations[0].changes if found.certain else ()
     clause_of = {item.name: item.metadata["clause"] for item in fields(Rules)}
     clauses = tuple(clause_of[name] for name, _ in changes)

@@ -104,8 +104,7 @@ class Diagnosis:
         if self.healthy:
             return []
         total = counted(self.total, "output, gradient or statistic", "outputs, gradients and statistics")
-        failed, such = counted(len(self.errors), "kind of call", "kinds of calls"), ", such as" * (len(self.errors) > 1)
-        found = [f"{failed} failed{such}: {shorten(self.errors[0], LONGEST, placeholder=' …')}"] if self.errors else []
+        found = self.failed_calls()
         if not self.total:
             return [*found, "No output, gradient or statistic came."]
         if self.double:
@@ -125,6 +124,13 @@ class Diagnosis:
             nearest = self.runner_up
             found.append(f"The nearest, {nearest.sentence()}, accounts for {nearest.inside:,}, right ones included.")
         return [*found, *self.where]
+
+    def failed_calls(self) -> list[str]:
+        """Which calls failed, as a sentence; none if all came."""
+        if not self.errors:
+            return []
+        failed, such = counted(len(self.errors), "kind of call", "kinds of calls"), ", such as" * (len(self.errors) > 1)
+        return [f"{failed} failed{such}: {shorten(self.errors[0], LONGEST, placeholder=' …')}"]
 
     def _explained(self, total: str) -> Iterator[str]:
         """What explains all `total` tensors, and the best of what does not."""
@@ -336,7 +342,7 @@ def _narrowed(evidence: Evidence, found: Mapping[str, set[Any]]) -> Iterator[str
     ]
     _, rules = _singles(Evidence(such, evidence.gradients, evidence.arith))
     if len(rules) == 1:
-        yield f"There, it behaves exactly like {_explanation(evidence, rules[0]).sentence()}."
+        yield f"There, it behaves exactly like {_sentence(*rules[0][0])}."
 
 
 def _pairs(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,18 +105,9 @@ def _behind(step: Step, mask: Mask, numeric: Numeric, state: dict[str, Array], l
         return read.reshape(len(mask), len(w), *size)
     if isinstance(step, UpStep) and taps:
         # A place that is read with the weight 0 lies beside one that is read.
-        for axis in (2, 3):
-            mask = mask | _moved(mask, axis, 1) | _moved(mask, axis, -1)
+        planes, _ = columns(mask.reshape(-1, 1, *mask.shape[2:]).astype(np.float64), (3, 3), (1, 1), (1, 1))
+        mask = planes.any(1).reshape(mask.shape)
     return behind(step, mask, numeric.training, state, ARITHMETIC[numeric.dtype])
-
-
-def _moved(mask: Mask, axis: int, by: int) -> Mask:
-    """The mask, moved along an axis; nothing comes in from the other end."""
-    found = np.roll(mask, by, axis)
-    at: list[Any] = [slice(None)] * mask.ndim
-    at[axis] = 0 if by > 0 else -1
-    found[tuple(at)] = False
-    return found
 
 
 def examples(subject: Subject) -> Iterator[tuple[Numeric, dict[str, Array]]]:

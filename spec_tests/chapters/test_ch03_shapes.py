@@ -108,17 +108,8 @@ def test_every_output_size_on_one_axis(subject: Subject, thin: Thin, axis: str) 
 def test_output_sizes_that_a_factor_misses(subject: Subject, axis: str) -> None:
     """With U / L as a factor, L (U / L) is less than U when it is rounded, and U - 1 when it is cut off."""
     for length, size in FACTORS:
-        config = BlockConfig.of(
-            1,
-            1,
-            1,
-            1,
-            0,
-            pair(axis, size, 2),
-            normalizer="null",
-            activator="null",
-            scaler="up",
-        )
+        target = pair(axis, size, 2)
+        config = BlockConfig.of(1, 1, 1, 1, 0, target, normalizer="null", activator="null", scaler="up")
         judge_shape(subject.build(config.arguments()), config, (1, 1, *pair(axis, length, 2)), "3.3")
 
 
