@@ -213,6 +213,24 @@ def test_numbers_go_under_the_first_wrong_output() -> None:
     assert under(*numbers[1:3], explained=("5.5",)) == {"6.1": ["5.1"]}
 
 
+def test_gradients_go_under_the_first_wrong_gradient() -> None:
+    gradient = "the gradient of "
+    wrong = [
+        failed("5.1", f"{gradient}the input", numbers=True),
+        failed("5.7", f"{gradient}conv3.1.weight", numbers=True),
+        failed("5.10", "gradients that differ the second time"),
+        failed("6.2", "conv1.1.running_var", numbers=True),
+        failed("9.2", "the output of the permuted batch", numbers=True),
+        failed("9.8", f"{gradient}the input", numbers=True),
+    ]
+    found = {cause.clause: [(b.clause, why) for b, why in cause.folded] for cause in causes(verdict(*wrong))}
+    behind = "another wrong gradient, perhaps of the same cause"
+    assert found == {"6.2": [], "5.1": [("5.7", behind), ("9.8", behind)], "5.10": [], "9.2": []}
+    # Of a wrong output, they follow.
+    wrong.append(failed("4.2", "the output", numbers=True))
+    assert [cause.clause for cause in causes(verdict(*wrong))] == ["4.2"]
+
+
 def test_advice_is_no_cascade() -> None:
     [advice] = [c for c in CLAUSES if all_clauses()[c].level == "SHOULD"][:1]
     assert under(failed("1.1", "a"), failed(advice, "b")) == {"1.1": [], advice: []}

@@ -16,8 +16,8 @@ stand with the invariances. A clause goes under an earlier one by the first of t
 4. One diagnosis: it alone explains every number, so all numeric failures go under the first of them, which is the
    clause that the diagnosis names if that one is broken.
 5. Numbers: without such a diagnosis they go under the broken structure, if there is any, and else under the first
-   wrong output of chapter 4; those of chapter 7 under whatever number is wrong. What goes under may have a cause of
-   its own too; it comes up when the first is mended.
+   wrong output of chapter 4; those of chapter 7 under whatever number is wrong. Where outputs are right, gradients go
+   under the first wrong one. What goes under may have a cause of its own too; it comes up when the first is mended.
 
 Advice (SHOULD) comes last, and goes under nothing but rule 1. Nothing is dropped: each broken clause is a cause or
 under one.
@@ -46,7 +46,9 @@ NO_REASON = "Not as it must be: "
 INDEPENDENT = ("5.10", "9.8")
 # What 3.13 says nothing of where it is taken.
 REFUSING = ("3.6", "3.8", "3.9", "3.10")
-APART, SAME, BUILT, UNLIKE, HELD, SIZED, EXPLAINED, SPOILED, FOLLOWS, SHARED = (
+# How what was looked at begins, if it is a gradient.
+GRADIENT = "the gradient of "
+APART, SAME, BUILT, UNLIKE, HELD, SIZED, EXPLAINED, SPOILED, FOLLOWS, SHARED, BEHIND = (
     "a fresh process answers this otherwise, too",
     "the same happens here",
     "follows from the structure",
@@ -57,6 +59,7 @@ APART, SAME, BUILT, UNLIKE, HELD, SIZED, EXPLAINED, SPOILED, FOLLOWS, SHARED = (
     "its numbers need the right structure",
     "probably follows from it",
     "another wrong output, perhaps of the same cause",
+    "another wrong gradient, perhaps of the same cause",
 )
 
 _SHAPE = re.compile(r"(shape )?[(\[]-?\d+(, -?\d+)*,?[)\]]")
@@ -85,6 +88,11 @@ class Broken:
     def numeric(self) -> bool:
         """Whether numbers are wrong, and not that there are none."""
         return (self.chapter in NUMERIC or self.failure.picture is not None) and not _ended(self.failure)
+
+    @property
+    def gradient(self) -> bool:
+        """Whether it is a gradient of which numbers are wrong."""
+        return self.numeric and self.failure.what.startswith(GRADIENT)
 
     @property
     def listed(self) -> bool:
@@ -208,7 +216,8 @@ def _under(one: Broken, found: Iterable[Cause], explained: bool) -> tuple[Cause 
         return structure, SPOILED
     if number is not None and (number.broken.chapter == VALUES or one.chapter == STATE):
         return number, SHARED if one.chapter == VALUES else FOLLOWS
-    return None, ""
+    gradient = next((c for c in earlier if c.broken.gradient), None)
+    return (gradient, BEHIND) if gradient is not None and one.gradient else (None, "")
 
 
 def follows(failure: Failure) -> bool:
