@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -349,7 +349,17 @@ def read(file: Path) -> bytes:
 
 def alive(mark: str) -> list[int]:
     """The processes with this text in their environment."""
-    found = [p for p in Path("/proc").glob("[0-9]*") if mark.encode() in read(p / "environ")]
+    return running(lambda folder: mark.encode() in read(folder / "environ"))
+
+
+def of_session(session: int) -> list[int]:
+    """The processes of a session; a worker of xdist that sets its title, where it can, overwrites its environment."""
+    # Behind the name, which may hold anything: state, parent, group, session.
+    return running(lambda folder: read(folder / "stat").rpartition(b")")[2].split()[3:4] == [b"%d" % session])
+
+
+def running(chosen: Callable[[Path], bool]) -> list[int]:
+    found = filter(chosen, Path("/proc").glob("[0-9]*"))
     return [int(p.name) for p in found if b"\nState:\tZ" not in read(p / "status")]
 
 
@@ -382,19 +392,20 @@ def test_until_the_first_failure(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
-@pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, "1"), (signal.SIGINT, "2"), (signal.SIGTERM, "2")])
-def test_signals(number: signal.Signals, workers: str, tmp_path: Path) -> None:
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+@pytest.mark.parametrize(
+    ("number", "workers", "processes"), [(signal.SIGINT, "1", 1), (signal.SIGINT, "2", 3), (signal.SIGTERM, "2", 3)]
+)
+def test_signals(number: signal.Signals, workers: str, processes: int, tmp_path: Path) -> None:
     """What was found so far is printed, the status is 130, and no process stays behind."""
     (tmp_path / "slow.py").write_text(SLOW, encoding="utf-8")
     started = tmp_path / "started"
     started.mkdir()
-    mark = uuid.uuid4().hex
     chosen = ("--clause", "1", "--report", "report")
     process = subprocess.Popen(
         [sys.executable, "-m", "spec_tests", *run_arguments("py:slow:Slow", *chosen, "-n", workers)],
         cwd=tmp_path,
-        env=environment(MDNC_STARTED=str(started), MDNC_MARK=mark),
+        env=environment(MDNC_STARTED=str(started)),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -405,7 +416,7 @@ def test_signals(number: signal.Signals, workers: str, tmp_path: Path) -> None:
         while len(list(started.iterdir())) < 40 and time.monotonic() < end and process.poll() is None:
             time.sleep(0.05)
         assert process.poll() is None
-        assert len(alive(mark)) >= int(workers)
+        assert len(of_session(process.pid)) == processes
         # Ctrl-C in a terminal reaches the workers too, a plain kill only the process that was started.
         (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
         out, err = process.communicate(timeout=30)
@@ -422,11 +433,11 @@ def test_signals(number: signal.Signals, workers: str, tmp_path: Path) -> None:
         assert told["clause_results"]["4.1"]["status"] == "deselected"
         assert told["about"]["arithmetic"] == "float32"
         end = time.monotonic() + 10
-        while alive(mark) and time.monotonic() < end:
+        while of_session(process.pid) and time.monotonic() < end:
             time.sleep(0.1)
-        assert not alive(mark)
+        assert not of_session(process.pid)
     finally:
-        for leftover in alive(mark):
+        for leftover in of_session(process.pid):
             os.kill(leftover, signal.SIGKILL)
 
 
