@@ -309,6 +309,22 @@ def test_the_summary_refuses_a_device(device: str) -> None:
     assert str(caught.value) == f"`device` (={device!r}) must be 'cpu' or 'cuda'"
 
 
+def test_the_summary_takes_a_device_of_torch(capsys: pytest.CaptureFixture[str]) -> None:
+    assert summary(build("down"), SHAPE[1:], device=torch.device("cpu")) == summary(build("down"), SHAPE[1:])
+    printed = capsys.readouterr().out
+    assert "Conv2d-1" in printed
+    assert printed == 2 * printed[: len(printed) // 2]
+    with pytest.raises(ValueError, match="must be 'cpu' or 'cuda'"):
+        summary(build("down"), SHAPE[1:], device=torch.device("meta"))
+
+
+@pytest.mark.parametrize("size", [3, None, "3", (2.0, 3, 3), [(2, 3, 3)]])
+def test_the_summary_refuses_what_is_no_shape(size: Any) -> None:
+    with pytest.raises(TypeError) as caught:
+        summary(build("down"), size)
+    assert str(caught.value).startswith(f"`input_size` (={size!r}) must be a sequence of whole numbers")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_the_summary_refuses_a_gpu_that_is_not_there() -> None:
     with pytest.raises(ValueError) as caught:
