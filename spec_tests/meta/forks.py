@@ -22,9 +22,9 @@ from operator import attrgetter
 from pathlib import Path
 
 # Slow to import, and the same whatever the directory and the environment are.
-LOADED = ("numpy", "torch", "pytest", "rich.console")
+LOADED = ("numpy", "torch", "pytest", "hypothesis.strategies", "rich.console", "jinja2", "safetensors.numpy")
 # Variables that are read while Python and the libraries are loaded.
-SETTLED = ("LD_", "MKL_", "OMP_", "OPENBLAS_", "PYTHON", "TORCH")
+SETTLED = ("CI", "HYPOTHESIS", "LD_", "MKL_", "OMP_", "OPENBLAS_", "PYTHON", "TORCH")
 # How a generator, which was seeded when its module was loaded, gets a new seed.
 GENERATORS = {"numpy": "random.seed", "torch": "default_generator.seed"}
 STREAMS = {"stdin": "r", "stdout": "w", "stderr": "w"}
