@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import combinations, islice
+from itertools import combinations, islice, product
 from textwrap import shorten
 from time import monotonic, process_time
 from typing import Any
@@ -29,6 +29,8 @@ SECONDS = 10.0
 CLOSELY, PAIRED = 12, 10
 MORE_EXAMPLES = 48
 FEWEST = 8
+# With how many of the likeliest rules those are paired that account for nothing alone.
+LEADING = 4
 # Of how many wrong examples it is counted what each rule accounts for, and of how many more where pairs are looked for.
 SAMPLE = 6
 # How many wrong examples are asked for once more, each in a process of its own.
@@ -192,8 +194,9 @@ def _sentence(name: str, value: Any) -> str:
 
 
 def _spread(indices: Sequence[int], most: int) -> list[int]:
+    """One of each part, each time in another place of it: features of the examples have periods, too."""
     step = max(len(indices) / most, 1)
-    return [indices[int(k * step)] for k in range(min(len(indices), most))]
+    return [indices[int(k * step) + 3 * k % int(step)] for k in range(min(len(indices), most))]
 
 
 def diagnose(subject: Subject, seconds: float = SECONDS, first: int = 48) -> Diagnosis:
@@ -352,19 +355,26 @@ def _pairs(
     few = _spread(failing, SAMPLE)
     wider = [*few, *_spread([i for i in failing if i not in few], SAMPLE)]
     gains = {changes: max((evidence.gain(changes, [i]) for i in wider), default=0) for changes in ranked}
-    useful = [changes for changes in sorted(ranked, key=lambda c: -gains[c]) if gains[changes] > 0]
+    likely = sorted(ranked, key=lambda c: -gains[c])
+    useful = sum(gains[changes] > 0 for changes in ranked)
     found: list[tuple[Change, ...]] = []
-    last = len(useful)
-    for one, two in sorted(combinations(range(len(useful)), 2), key=sum):
-        # Behind the first pair, only those that looked about as likely are tried.
-        if process_time() > spent or one + two > 2 * last:
-            break
-        pair = useful[one] + useful[two]
-        if pair[0][0] != pair[1][0] and evidence.explains(pair):
-            found.append(pair)
-            last = min(last, (one + two) // 2 + PAIRED // 2)
-            if len(found) == 4:
+    last = useful
+    both = sorted(combinations(range(useful), 2), key=sum)
+    # What shows nothing beside another rule is tried with the likeliest few.
+    one_hidden = list(product(range(min(LEADING, useful)), range(useful, len(likely))))
+    for pairs in (both, one_hidden):
+        for one, two in pairs:
+            # Behind the first pair, only those that looked about as likely are tried.
+            if process_time() > spent or (pairs is both and one + two > 2 * last):
                 break
+            pair = likely[one] + likely[two]
+            if pair[0][0] != pair[1][0] and evidence.explains(pair):
+                found.append(pair)
+                last = min(last, (one + two) // 2 + PAIRED // 2)
+                if len(found) == 4:
+                    break
+        if found:
+            break
     return found
 
 

@@ -28,29 +28,42 @@ class Observation:
     error: str = ""
 
 
-_SHAPES: tuple[dict[str, Any], ...] = (
-    {"in_planes": 3, "out_planes": 3, "kernel_size": 3, "padding": 1},
-    {"in_planes": 2, "out_planes": 3, "kernel_size": 3, "padding": 1, "stride": 2},
-    {"in_planes": 3, "out_planes": 3, "kernel_size": (1, 3), "padding": (0, 1), "stride": (2, 3)},
-    # With the fourth of the sizes, a projection that keeps channels and size.
-    {"in_planes": 3, "out_planes": 3, "kernel_size": 3, "padding": 1, "output_size": (4, 6)},
-    {"in_planes": 3, "out_planes": 2, "kernel_size": (3, 1), "padding": (1, 0), "output_size": (5, 4)},
-)
-_SIZES = ((3, 4, 6), (2, 5, 4), (3, 5, 6), (1, 4, 6), (2, 3, 3))
+# Arguments and an input's size for each scaler. An even kernel fits with a stride only, which "up" gives to no layer.
+_SHAPES: dict[str, tuple[tuple[dict[str, Any], tuple[int, int]], ...]] = {
+    "down": (
+        ({"in_planes": 3, "out_planes": 3, "kernel_size": 3, "padding": 1}, (4, 6)),
+        ({"in_planes": 2, "out_planes": 3, "kernel_size": 3, "padding": 1, "stride": 2}, (5, 4)),
+        ({"in_planes": 3, "out_planes": 3, "kernel_size": (1, 3), "padding": (0, 1), "stride": (2, 3)}, (5, 6)),
+        ({"in_planes": 2, "out_planes": 2, "kernel_size": 1, "padding": 0}, (3, 3)),
+        ({"in_planes": 3, "out_planes": 2, "kernel_size": (4, 2), "padding": 1, "stride": 2}, (4, 5)),
+    ),
+    "up": (
+        ({"in_planes": 3, "out_planes": 3, "kernel_size": 3, "padding": 1}, (4, 6)),
+        ({"in_planes": 2, "out_planes": 3, "kernel_size": 3, "padding": 1}, (5, 4)),
+        ({"in_planes": 3, "out_planes": 3, "kernel_size": (1, 3), "padding": (0, 1), "stride": (2, 3)}, (2, 3)),
+        # A projection that keeps channels and size.
+        ({"in_planes": 3, "out_planes": 3, "kernel_size": 3, "padding": 1, "output_size": (4, 6)}, (4, 6)),
+        ({"in_planes": 3, "out_planes": 2, "kernel_size": (3, 1), "padding": (1, 0), "output_size": (5, 4)}, (3, 3)),
+    ),
+}
+_BATCHES = (3, 2, 3, 1, 2)
 _KINDS = (("near_eps", "near_eps"), ("distinct", "normal"))
 
 
 def examples(subject: Subject) -> Iterator[Numeric]:
-    """Examples without end, of every combination of names, shapes and modes; the first ones are the plainest."""
+    """Examples without end, of every combination of names, shapes and modes."""
     combinations_of_names = list(named_values())
     for number in count():
-        names = combinations_of_names[(number * 5) % len(combinations_of_names)]
+        # Steps such that any features meet, each of their values with each (meta/test_evidence.py).
+        names = combinations_of_names[(number * 7) % len(combinations_of_names)]
         turn = number // len(combinations_of_names)
-        config = BlockConfig.of(**_SHAPES[(number + turn) % len(_SHAPES)], **names)
-        state_kind, input_kind = _KINDS[(number + turn) % 2]
-        training = subject.modes[(number // 2 + turn) % len(subject.modes)]
-        size = _SIZES[number % len(_SIZES)]
-        numeric = Numeric(config, (size[0], config.in_planes, *size[1:]), state_kind, input_kind, number, training)
+        shapes = _SHAPES[names["scaler"]]
+        arguments, size = shapes[(number + number // 7 + turn) % len(shapes)]
+        config = BlockConfig.of(**arguments, **names)
+        state_kind, input_kind = _KINDS[(number // 4 + turn) % len(_KINDS)]
+        training = subject.modes[(number // 2 + number // 4 + turn) % len(subject.modes)]
+        batch = _BATCHES[number % len(_BATCHES)]
+        numeric = Numeric(config, (batch, config.in_planes, *size), state_kind, input_kind, number, training)
         if config.takes(numeric.shape, training):
             yield numeric
 

@@ -166,7 +166,8 @@ def differences(page: str, folder: Path) -> tuple[list[str], list[str]]:
         if old != new:
             changes = list(difflib.unified_diff(old, new, "the page", "now", lineterm="", n=0))[:LONGEST]
             told.append("\n".join([f"{page}:{step.start}: $ {step.command}", *changes]))
-            lines[step.start : step.end] = [line.rstrip() for line in output.rstrip("\n").splitlines()]
+        # All of it, so that what a page says of one run and of the next goes together.
+        lines[step.start : step.end] = [line.rstrip() for line in output.rstrip("\n").splitlines()]
     return told[::-1], lines
 
 

@@ -313,7 +313,7 @@ def test_the_output_is_as_the_page_says(page: str, tmp_path: Path) -> None:
 
 
 def test_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """What differs is told and written; what only differs in volatile parts is left; `$?` and `cd` work."""
+    """What differs is told, and the page written; where only volatile parts do, it is left; `$?` and `cd` work."""
     typed = "$ mkdir 'my b' && cd 'my b'\n$ pwd; false\nwrong\n$ echo $?\n1\n$ echo 9 checks\n8 checks\n"
     text = f"a\n```console\n{typed}```\n"
     monkeypatch.setattr(documents, "ROOT", tmp_path)
@@ -324,8 +324,12 @@ def test_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert capsys.readouterr().out == "page.md:4: $ pwd; false\n--- the page\n+++ now\n@@ -1 +1 @@\n-wrong\n+…/my b\n"
     assert page.read_text(encoding="utf-8") == text
     assert documents.main(["--update"]) == 0
-    assert page.read_text(encoding="utf-8") == text.replace("wrong", "…/my b")
+    assert page.read_text(encoding="utf-8") == text.replace("wrong", "…/my b").replace("8 checks", "9 checks")
     assert documents.main([]) == 0
+    volatile = text.replace("wrong", "…/my b")
+    page.write_text(volatile, encoding="utf-8")
+    assert documents.main(["--update"]) == 0
+    assert page.read_text(encoding="utf-8") == volatile
 
 
 # ------------------------------------------------------------------ options, sessions, packages, pictures

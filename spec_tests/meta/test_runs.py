@@ -353,8 +353,7 @@ def alive(mark: str) -> list[int]:
 
 
 def of_session(session: int) -> list[int]:
-    """The processes of a session; a worker of xdist that sets its title, where it can, overwrites its environment."""
-    # Behind the name, which may hold anything: state, parent, group, session.
+    """The processes of a session; a worker of xdist that sets its title overwrites its environment."""
     return running(lambda folder: read(folder / "stat").rpartition(b")")[2].split()[3:4] == [b"%d" % session])
 
 

@@ -253,7 +253,8 @@ def affine_vjp(dg: Bounded, db: Bounded, g: Array, b: Array, how: str) -> tuple[
 
     zero = Bounded.exact(np.zeros_like(g))
     if how == "twice":
-        return plus(times(dg, 2 * g), times(db, b)), times(db, g + 1)
+        # Of the shift two sums are added, one of them times g, and may cancel.
+        return plus(times(dg, 2 * g), times(db, b)), plus(times(db, g), db)
     return {
         "no_scale": (zero, db),
         "no_shift": (dg, zero),
