@@ -368,7 +368,9 @@ def _pairs(
             if process_time() > spent or (pairs is both and one + two > 2 * last):
                 break
             pair = likely[one] + likely[two]
-            if pair[0][0] != pair[1][0] and evidence.explains(pair):
+            if pair[0][0] == pair[1][0] or not evidence.explains(pair):
+                continue
+            if pairs is both or _says_as_much(evidence, pair, likely[one], failing):
                 found.append(pair)
                 last = min(last, (one + two) // 2 + PAIRED // 2)
                 if len(found) == 4:
@@ -376,6 +378,13 @@ def _pairs(
         if found:
             break
     return found
+
+
+def _says_as_much(
+    evidence: Evidence, pair: tuple[Change, ...], alone: tuple[Change, ...], failing: Sequence[int]
+) -> bool:
+    """Whether the pair is judged wherever its first rule is: to say nothing of an example explains nothing."""
+    return all(evidence.inside(i, pair)[1] or not evidence.inside(i, alone)[1] for i in failing)
 
 
 def _told_apart(

@@ -102,6 +102,25 @@ def test_a_backward_pass_or_a_layout_that_ports_get_wrong_by_hand(rule: str, val
     assert found.explanations[0].changes == ((rule, value),)
 
 
+class ByShortcut(RuleBlock):
+    """One known mistake where the shortcut is an identity, and an unknown one where it is none."""
+
+    def forward(self, x: Array, training: bool | None = None) -> Array:
+        y = super().forward(x, training)
+        return y * np.float32(1.01) if self.config.projects else y
+
+
+class ByShortcutSubject(RuleSubject):
+    def build(self, *arguments: Any, **named: Any) -> RuleBlock:
+        config = super().build(*arguments, **named).config
+        return ByShortcut(config, SPEC if config.projects else replace(SPEC, eps=1e-3))
+
+
+def test_a_rule_that_says_nothing_of_a_wrong_example_does_not_explain_it() -> None:
+    """With a slice for the projection no block can be run in which channels or sizes change: that is no evidence."""
+    assert diagnose(ByShortcutSubject(SPEC), SECONDS).explanations == ()
+
+
 def test_what_no_rule_explains_is_described() -> None:
     found = diagnose(OddSubject(SPEC), SECONDS)
     assert found.explanations == ()
