@@ -123,6 +123,9 @@ elif keras.backend.backend() == "torch":
     import torch
     from keras.src import ops as used_by_layers
 
+    # Keras lays images out channels last, in which oneDNN's backward pass of a strided 1 x 1 convolution writes beyond
+    # its memory (torch 2.13 on a CPU).
+    torch.backends.mkldnn.enabled = False
     one_pass = used_by_layers.moments
 
     def moments(x: Any, axes: Any, **options: Any) -> tuple[Any, Any]:
