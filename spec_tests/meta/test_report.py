@@ -389,3 +389,13 @@ def test_what_cannot_be_merged(folder: Path, tmp_path: Path) -> None:
         ended = mdnc_spec(word, "nowhere", cwd=tmp_path)
         assert ended.status == 3
         assert "nowhere cannot be read" in ended.err
+
+
+def test_a_wrong_gradient_is_one_cause(tmp_path: Path) -> None:
+    """In the words that the chapters use: outputs are right, and no diagnosis explains it."""
+    subject = "py:spec_tests.faults.blocks:slope_gradient_negated"
+    ended = mdnc_spec(*run_arguments(subject, "--clause", "5", "--clause", "9.8", "--no-diagnosis"), cwd=tmp_path)
+    assert list(ended.failures()) == ["5.2"]
+    assert "another wrong gradient, perhaps of the same cause:" in ended.out
+    for clause in ("5.5", "5.10", "9.8"):
+        assert re.search(rf"^ +{re.escape(clause)} the gradient of ", ended.out, re.MULTILINE), ended.out

@@ -49,13 +49,15 @@ def example(seed: int, rule: str, rules: Rules) -> bool:
     try:
         if plan(config, rules) == plan(config, Rules()) and rule not in OUTSIDE:
             return False
-        agrees(config, state, x, training, rule, rules)
+        agrees(seed, config, state, x, training, rule, rules)
     except NotApplicable:
         return False
     return True
 
 
-def agrees(config: BlockConfig, state: dict[str, Any], x: Any, training: bool, rule: str, rules: Rules) -> None:
+def agrees(
+    seed: int, config: BlockConfig, state: dict[str, Any], x: Any, training: bool, rule: str, rules: Rules
+) -> None:
     """Check that the numbers of the rule's block are within the rule's bounds. Raises NotApplicable."""
     run = forward(config, state, x, training=training, rules=rules)
     back = vjp(run, np.random.default_rng(0).standard_normal(run.y.shape).astype(np.float32))
@@ -65,7 +67,7 @@ def agrees(config: BlockConfig, state: dict[str, Any], x: Any, training: bool, r
     for name, bounded in due.items():
         # A parameter that nothing depends on receives no gradient, which for the oracle is 0.
         verdict = judge(got.get(name, np.zeros(bounded.shape, np.float32)), bounded)
-        assert verdict.ok, (config.call(), training, name, verdict.describe())
+        assert verdict.ok, (seed, config.call(), training, name, verdict.describe())
 
 
 CASES = [pytest.param(name, value, id=f"{name}={value}") for name, value, _ in alternatives()]
@@ -93,4 +95,4 @@ def test_what_cancels_in_the_shift_of_an_affine_that_is_applied_twice() -> None:
         for name, value in state.items():
             if name.endswith("1.weight"):
                 state[name] = np.float32(-1) + np.float32(2.0**-9) * value
-        agrees(config, state, draw_input(config, (2, 2, 5, 4), rng), True, "affine", Rules(affine="twice"))
+        agrees(seed, config, state, draw_input(config, (2, 2, 5, 4), rng), True, "affine", Rules(affine="twice"))
