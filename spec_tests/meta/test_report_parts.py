@@ -99,6 +99,20 @@ def test_the_terminal_tells_every_clause_and_no_cause_fills_a_screen(found: Verd
         assert rows <= ROWS, block
 
 
+def test_the_terminal_names_what_does_not_apply() -> None:
+    """Not where a whole chapter does not: its line says so."""
+    chapter = [c for c in all_clauses() if c.startswith("8.")]
+    absent = [
+        Outcome(f"t::{clause}", (clause,), "inapplicable", missing="module", inapplicable=(clause,))
+        for clause in ("1.13", "9.5", *chapter)
+    ]
+    out = io.StringIO()
+    show(verdict(*absent), "cmd:p", Console(file=out, width=80))
+    text = out.getvalue()
+    assert "\nnot applicable to this kind of subject: 1.13, 9.5\n" in text
+    assert f"\n 8 Summary                   0 of {len(chapter)} clauses hold, {len(chapter)} not applicable\n" in text
+
+
 def test_the_order_of_mending() -> None:
     found = verdict(failed("9.2", "i"), failed("4.2", "h"), failed("7.3", "s"), failed("1.2", "a"), failed("3.2", "t"))
     assert [c.clause for c in causes(found)][:3] == ["1.2", "3.2", "7.3"]

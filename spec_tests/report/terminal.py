@@ -32,7 +32,7 @@ TROUBLE = {
     "unsure": "cut short by a failure",
     "unsupported": "unsupported",
     "vacuous": "about which no example says anything",
-    "inapplicable": "not for this kind of subject",
+    "inapplicable": "not applicable",
     "interrupted": "not reached",
     "open": "without a test yet",
     "deselected": "not selected",
@@ -107,9 +107,9 @@ def chapter_lines(verdict: Verdict) -> list[str]:
     for clause, number in verdict.checks().items():
         checks[all_clauses()[clause].chapter] += number
     titles = all_chapters()
+    told = {chapter: f"{counted(number, 'check'):>16}" for chapter, number in checks.items() if number}
     return [
-        f"{chapter:>2} {titles[chapter]:<26}{_chapter_text(counts):<40}"
-        + (f"{counted(checks[chapter], 'check'):>16}" if checks[chapter] else "")
+        f"{chapter:>2} {titles[chapter]:<26}{_chapter_text(counts):<40}{told.get(chapter, '')}".rstrip()
         for chapter, counts in verdict.chapter_counts().items()
         if counts["deselected"] + (counts["interrupted"] if verdict.stopped else 0) != counts.total()
     ]
@@ -224,6 +224,7 @@ def show(
     expected = known.expected if known is not None else {}
     for line in chapter_lines(verdict):
         console.print(Text(line), soft_wrap=True)
+    _show_inapplicable(console, verdict)
     _show_figures(console, verdict)
     _show_causes(console, subject, causes(verdict, explained, expected, unfolded), diagnosis)
     _show_troubles(console, verdict, expected)
@@ -238,6 +239,16 @@ def show(
     style = {CONFORMS: "bold green", BROKEN: "bold red"}.get(status, "bold yellow")
     last = (known.summary(verdict) if known is not None else "") or summary(verdict)
     console.print(Text(f"{subject} {last}", style), soft_wrap=True)
+
+
+def _show_inapplicable(console: Console, verdict: Verdict) -> None:
+    """The clauses that say nothing of this kind of subject; of a chapter without any other, its line says so."""
+    whole = {chapter for chapter, counts in verdict.chapter_counts().items() if counts["inapplicable"] == counts.total()}
+    clauses = [c for c, s in verdict.clause_status().items() if s == "inapplicable"]
+    named = [clause for clause in clauses if all_clauses()[clause].chapter not in whole]
+    if named:
+        told = f"not applicable to this kind of subject: {', '.join(named)}"
+        console.print(Text("\n    ".join(textwrap.wrap(told, COLUMNS - 4))), soft_wrap=True)
 
 
 def _show_figures(console: Console, verdict: Verdict) -> None:
