@@ -243,7 +243,9 @@ def show(
 
 def _show_inapplicable(console: Console, verdict: Verdict) -> None:
     """The clauses that say nothing of this kind of subject; of a chapter without any other, its line says so."""
-    whole = {chapter for chapter, counts in verdict.chapter_counts().items() if counts["inapplicable"] == counts.total()}
+    whole = {
+        chapter for chapter, counts in verdict.chapter_counts().items() if counts["inapplicable"] == counts.total()
+    }
     clauses = [c for c, s in verdict.clause_status().items() if s == "inapplicable"]
     named = [clause for clause in clauses if all_clauses()[clause].chapter not in whole]
     if named:
