@@ -12,8 +12,8 @@ import pytest
 
 from spec_tests import cli
 from spec_tests.config import BlockConfig
+from spec_tests.meta.made_verdicts import failed, verdict
 from spec_tests.meta.processes import mdnc_spec
-from spec_tests.meta.test_report_parts import failed, verdict
 from spec_tests.numeric import Numeric
 from spec_tests.report.folding import APART, causes
 from spec_tests.report.junit import junit

@@ -12,7 +12,7 @@ from rich.console import Console
 from spec_tests.compare import CALL
 from spec_tests.diagnosis import Diagnosis
 from spec_tests.known_failures import Compared
-from spec_tests.meta.test_report_parts import failed, verdict
+from spec_tests.meta.made_verdicts import failed, verdict
 from spec_tests.report import folding, matrix
 from spec_tests.report.drawing import short
 from spec_tests.report.model import Report

@@ -203,10 +203,9 @@ def _under(one: Broken, found: Iterable[Cause], explained: bool) -> tuple[Cause 
         if one.chapter == STATE and not one.numeric:
             return structure, HELD
     sizes = next((c for c in earlier if _misshapen(c.broken)), None)
-    if sizes is not None and not one.failure.got.startswith(PORT_FAILED):
-        ended = _ended(one.failure) or one.failure.expected == GRADIENTS
-        if ended or one.sized or one.clause in (*SIZES, *REFUSED_SIZES):
-            return sizes, SIZED
+    misled = _ended(one.failure) or one.sized or one.clause in (*SIZES, *REFUSED_SIZES)
+    if sizes is not None and misled and not one.failure.got.startswith(PORT_FAILED):
+        return sizes, SIZED
     if not one.numeric:
         return None, ""
     number = next((c for c in earlier if c.broken.numeric), None)
@@ -233,7 +232,7 @@ def _misshapen(one: Broken) -> bool:
 
 def _ended(failure: Failure) -> bool:
     """Whether a call that had to succeed did not: it crashed, or was refused."""
-    return failure.what == CALL or failure.expected == TAKEN
+    return failure.what == CALL or failure.expected in (TAKEN, GRADIENTS)
 
 
 def _called(failure: Failure) -> bool:
@@ -249,7 +248,8 @@ def _words(failure: Failure) -> tuple[str, str]:
     if failure.got.startswith(PORT_FAILED):
         # Which call met it, and what was written there, is by the way.
         return PORT_FAILED, re.sub(r"\d+|b['\"].*", "#", failure.got.removeprefix(PORT_FAILED), flags=re.DOTALL)[:40]
-    return tuple(re.sub(r"\d+", "#", text) for text in (failure.what, failure.got))  # type: ignore[return-value]
+    what = CALL if failure.expected == GRADIENTS else failure.what
+    return tuple(re.sub(r"\d+", "#", text) for text in (what, failure.got))  # type: ignore[return-value]
 
 
 def reason(failure: Failure) -> str:
@@ -262,7 +262,7 @@ def reason(failure: Failure) -> str:
         return f"The worst {size}; {share} outside the bounds."
     if failure.got.startswith(PORT_FAILED):
         return "The port itself failed (PROTOCOL.md); every clause for which it is asked so is broken."
-    if failure.what == CALL:
+    if failure.what == CALL or failure.expected == GRADIENTS:
         return "A call that must succeed ended in an error."
     if failure.expected == TAKEN:
         return "It is refused and must be taken."
