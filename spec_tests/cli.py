@@ -214,6 +214,9 @@ def _explained(options: argparse.Namespace, verdict: Verdict) -> Diagnosed:
         found = diagnose_designator(options.subject, options.timeout, SECONDS, options.device)
     except (SubjectError, KeyboardInterrupt) as error:
         return Diagnosed((f"There is none: {str(error) or 'interrupted'}",))
+    except Exception as error:  # the verdict is worth more than its explanation
+        own = "There is none: an error of mdnc-spec itself, which says nothing of the subject"
+        return Diagnosed((f"{own}: {type(error).__name__}: {error}", "`mdnc-spec diagnose` shows where it comes from."))
     if found.healthy:
         return Diagnosed((f"No known mistake explains it: {_held(found)}, and do not show it.",))
     if found.lost is not None and not numeric <= {"4.22", "4.23"}:

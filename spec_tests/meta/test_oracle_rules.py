@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pytest
 
 from spec_tests.config import BlockConfig
+from spec_tests.evidence import predict
 from spec_tests.numeric import Numeric
 from spec_tests.oracle import FLOAT16, SPEC, Bounded, NotApplicable, Rules, vjp
 from spec_tests.oracle.alternatives import FixedActStep, MapStep, effective_slope, lay, scaled
@@ -52,6 +54,37 @@ def test_a_rule_that_does_not_apply(arguments: dict[str, Any], rules: dict[str, 
 def test_a_rule_without_use_changes_no_plan(arguments: dict[str, Any], rules: dict[str, Any]) -> None:
     config = BlockConfig.of(2, 3, stride=2, **arguments)
     assert plan(config, Rules(**rules)) == plan(config, Rules())
+
+
+def test_any_two_wrong_rules_of_a_norm_have_numbers() -> None:
+    """The diagnosis asks for any pair, of which one may leave out what the other one reads."""
+    chapters = ("4.5", "4.6", "4.7", "4.8", "4.9", "5.3", "5.4", "6.1", "6.2", "6.3", "6.4", "6.8")
+    of_norms = [
+        (f.name, v) for f in fields(Rules) if f.metadata["clause"] in chapters for v in f.metadata["alternatives"]
+    ]
+    cases = [
+        Numeric(BlockConfig.of(2, 2, normalizer=normalizer), (2, 2, 3, 2), training=training)
+        for normalizer in ("batch", "pinst")
+        for training in (True, False)
+    ]
+    for number, (one, two) in enumerate(combinations(of_norms, 2)):
+        if one[0] != two[0]:
+            for numeric in cases[:2] if number % 8 else cases:
+                values = predict(numeric, Rules(**dict((one, two))), gradients=True)
+                assert {"y", "dx", "grad conv1.0.weight"} <= set(values)
+
+
+def test_statistics_that_are_used_ahead_may_be_dropped() -> None:
+    """As by a functional framework whose new state is not kept."""
+    numeric = Numeric(BlockConfig.of(2, 2, normalizer="batch"), (2, 2, 3, 2))
+    kept = predict(numeric, Rules(training_statistics="updated"), gradients=False)
+    dropped = predict(numeric, Rules(training_statistics="updated", statistics_update="never"), gradients=False)
+    before = predict(numeric, Rules(training_statistics="running", statistics_update="never"), gradients=False)
+    np.testing.assert_array_equal(dropped["y"].value, kept["y"].value)
+    assert not np.array_equal(dropped["y"].value, before["y"].value)
+    for name, value in numeric.state().items():
+        if name in numeric.config.buffers():
+            np.testing.assert_array_equal(dropped[name].value, value)
 
 
 def test_an_activation_of_the_block_is_one_of_its_own() -> None:

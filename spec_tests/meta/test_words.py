@@ -9,6 +9,8 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from spec_tests import cli, diagnosis
+from spec_tests.arguments import parser
 from spec_tests.compare import CALL
 from spec_tests.diagnosis import Diagnosis
 from spec_tests.known_failures import Compared
@@ -18,6 +20,7 @@ from spec_tests.report.drawing import short
 from spec_tests.report.model import Report
 from spec_tests.report.page import html, markdown
 from spec_tests.report.terminal import show, summary
+from spec_tests.subjects.base import SubjectError
 from spec_tests.verdict import TestOutcome as Outcome
 from spec_tests.verdict import Verdict
 from spec_tests.words import counted, listed
@@ -29,6 +32,29 @@ def shown(found: Verdict, *lines: str, known: Compared | None = None) -> str:
     out = io.StringIO()
     show(found, "py:a:B", Console(file=out, width=80), lines, known)
     return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (SubjectError("the port is gone"), "There is none: the port is gone"),
+        (KeyboardInterrupt(), "There is none: interrupted"),
+        (
+            KeyError("conv1"),
+            "There is none: an error of mdnc-spec itself, which says nothing of the subject: KeyError: 'conv1'",
+        ),
+    ],
+)
+def test_a_diagnosis_that_fails_leaves_the_verdict(
+    error: BaseException, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> Diagnosis:
+        raise error
+
+    monkeypatch.setattr(diagnosis, "diagnose_designator", fails)
+    options = parser().parse_args(["run", "--subject", "py:a:B"])
+    found = cli._explained(options, verdict(failed("4.1", "the output", numbers=True)))
+    assert (found.lines[0], found.changes) == (told, ())
 
 
 def test_counted_nouns() -> None:

@@ -6,6 +6,7 @@ A step is built once for a configuration and rules, and holds settings only; ten
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
@@ -185,11 +186,14 @@ class NormStep:
     def forward(self, x: Bounded, run: Run) -> tuple[Bounded, Any]:
         updates = self.batch and (self.update == "always" or (run.training and self.update == "training"))
         own = self.own_statistics(run.training)
-        given = norm.moments(x, self.axes, run.arith) if own or updates else None
-        if updates and given is not None:
-            self._replace(given, run)
+        # Used, and dropped where nothing is to be replaced.
+        ahead = run.training and self.training_statistics == "updated"
+        given = norm.moments(x, self.axes, run.arith) if own or updates or ahead else None
+        new = self._replaced(given, run) if given is not None and (updates or ahead) else {}
+        if updates:
+            run.statistics.update(new)
         if given is None or not own:
-            given = self._running(x, run)
+            given = self._running(x, run, new if ahead else {})
         elif self.unbiased:
             given = alternatives.unbiased(given)
 
@@ -214,12 +218,13 @@ class NormStep:
         taken = norm.Moments(given.mean, given.variance, given.spread, batch.axes, batch.n)
         return replace(saved, moments=taken)
 
-    def _replace(self, given: norm.Moments, run: Run) -> None:
+    def _replaced(self, given: norm.Moments, run: Run) -> dict[str, Bounded]:
         """running_mean and running_var, from the statistics that normalize (6.1, 6.2), and the counter (6.3)."""
         counter = run.state[f"{self.name}.num_batches_tracked"]
         momentum = 1 / (float(counter) + 1) if self.momentum is None else self.momentum
         factor = (given.n / (given.n - 1)) ** self.running_corrections
         variance = Bounded(factor * given.variance.value, factor * given.variance.bound)
+        found = {f"{self.name}.num_batches_tracked": Bounded.exact(counter + self.counter_step)}
         for key, new in (("running_mean", given.mean), ("running_var", variance)):
             name = f"{self.name}.{key}"
             old = Bounded.exact(run.state[name])
@@ -227,16 +232,15 @@ class NormStep:
                 flat = Bounded(new.value.ravel(), new.bound.ravel())
             else:
                 flat = alternatives.each_channel(new, old.value.size)
-            run.statistics[name] = norm.running(old, flat, momentum, run.arith)
-        run.statistics[f"{self.name}.num_batches_tracked"] = Bounded.exact(counter + self.counter_step)
+            found[name] = norm.running(old, flat, momentum, run.arith)
+        return found
 
-    def _running(self, x: Bounded, run: Run) -> norm.Moments:
-        """The buffers of the state (4.7), or the replaced ones under a wrong rule."""
-        replaced = run.training and self.training_statistics == "updated"
+    def _running(self, x: Bounded, run: Run, new: Mapping[str, Bounded]) -> norm.Moments:
+        """The buffers of the state (4.7), or the new ones under a wrong rule."""
         found = []
         for key in ("running_mean", "running_var"):
             name = f"{self.name}.{key}"
-            buffer = run.statistics[name] if replaced else Bounded.exact(run.state[name])
+            buffer = new[name] if new else Bounded.exact(run.state[name])
             shape = (1, -1, 1, 1)
             found.append(Bounded(buffer.value.reshape(shape), buffer.bound.reshape(shape)))
         return norm.given_moments(x, found[0], found[1])
