@@ -122,8 +122,9 @@ class Diagnosis:
             return [*found, *self._coarsely(total)]
         are = "is" if self.wrong == 1 else "are"
         found.append(f"No known mistake, and no pair of them, explains the {self.wrong:,} of {total} that {are} wrong.")
-        if self.runner_up is not None and self.runner_up.inside > self.total - self.wrong:
-            nearest = self.runner_up
+        nearest = self.runner_up
+        # What explains little of what is wrong would send its reader elsewhere.
+        if nearest is not None and nearest.inside - (self.total - self.wrong) >= self.wrong / 4:
             found.append(f"The nearest, {nearest.sentence()}, accounts for {nearest.inside:,}, right ones included.")
         return [*found, *self.where]
 

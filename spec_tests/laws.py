@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,6 +103,24 @@ def flat(config: BlockConfig, state: State) -> State:
 
 def unchanged(_: BlockConfig, state: State) -> State:
     return state
+
+
+def permuted_state(config: BlockConfig, state: State, first: str, order: Sequence[int]) -> State:
+    """The state with the hidden channels behind the convolution of the branch `first` in another order."""
+    found = dict(state)
+    inside = False
+    for layer in config.layers():
+        names = [name for name in state if name.rpartition(".")[0] == layer.name and state[name].ndim]
+        if layer.kind == "conv" and layer.branch == first:
+            inside = True
+            found.update({name: found[name][order] for name in names})
+        elif layer.kind == "conv" and inside:
+            weight = f"{layer.name}.weight"
+            found[weight] = found[weight][:, order]
+            return found
+        elif inside:
+            found.update({name: found[name][order] for name in names})
+    return found
 
 
 @dataclass(frozen=True)

@@ -300,3 +300,10 @@ def same_within(clause: str, what: str, one: Array, two: Array, bound: Array, ex
     got = f"{one[worst]!r} and {two[worst]!r} at {[int(i) for i in worst]}"
     allowed = f"a difference of at most {bound[worst]:.3g}"
     raise NonConformance(clause, what, got, allowed, example, Tensor("difference", one, two, bound))
+
+
+def different_bits(one: Array, two: Array) -> int:
+    """How many elements differ in any bit; all of them if the shapes do."""
+    if one.shape != two.shape or one.dtype != two.dtype:
+        return max(one.size, two.size, 1)
+    return int(np.count_nonzero(one.view(f"u{one.itemsize}") != two.view(f"u{two.itemsize}")))

@@ -15,18 +15,21 @@ from spec_tests.compare import Thin, differing, equal, focused, holds, shaped
 from spec_tests.config import NAMED_VALUES, BlockConfig
 from spec_tests.enumeration import enumerated, named_values
 from spec_tests.generators import expanded, layouts
-from spec_tests.laws import only_shortcut
+from spec_tests.laws import only_shortcut, permuted_state
 from spec_tests.marks import by_norm, by_scaler
-from spec_tests.numeric import Numeric, count, inspect_each, named, numerics, rotation, same_within, within
+from spec_tests.numeric import (
+    Numeric,
+    count,
+    different_bits,
+    inspect_each,
+    named,
+    numerics,
+    rotation,
+    same_within,
+    within,
+)
 from spec_tests.oracle import vjp
-from spec_tests.subjects.base import Array, Block, Refused, Subject
-
-
-def different_bits(one: Array, two: Array) -> int:
-    """How many elements differ in any bit; all of them if the shapes do."""
-    if one.shape != two.shape or one.dtype != two.dtype:
-        return max(one.size, two.size, 1)
-    return int(np.count_nonzero(one.view(f"u{one.itemsize}") != two.view(f"u{two.itemsize}")))
+from spec_tests.subjects.base import Block, Refused, Subject
 
 
 def own_samples(config: BlockConfig, training: bool) -> bool:
@@ -118,7 +121,8 @@ def test_the_output_is_its_own(subject: Subject, thin: Thin, normalizer: str) ->
         for training in subject.modes:
             numeric = Numeric(config, (2, config.in_planes, 5, 6), seed=seed, training=training)
             shared = numeric.built(subject).aliases(numeric.x(), training)
-            equal("9.7", "what the output shares memory with", shared, [], numeric.example())
+            example = numeric.script(["shared = block.aliases(case.x(), case.training)"])
+            equal("9.7", "what the output shares memory with", shared, [], example)
 
 
 @pytest.mark.clause("9.9")
@@ -160,11 +164,17 @@ def test_layouts(subject: Subject, scaler: str, data: st.DataObject) -> None:
     drawn: Numeric = data.draw(numerics(scaler))
     for names, training in focused(product(rotation(drawn.seed, scaler=scaler), subject.modes)):
         numeric = named(drawn, training, **names)
-        x, example, run = numeric.x(), numeric.example(), numeric.expected()
+        x, run = numeric.x(), numeric.expected()
         block = numeric.built(subject)
         for layout, view in layouts(x).items():
             y = reloaded(block, numeric).forward(view, training)
+            code = f"x = layouts(case.x())[{layout!r}]"
+            example = numeric.example(x=f"from spec_tests.generators import layouts; {code}")
             within("9.10", f"the output for x laid out as {layout}", y, run.y, example, run)
+            if "inference" in subject.features:
+                y = reloaded(block, numeric).inferred(view, training)
+                lines = ["from spec_tests.generators import layouts", f"{code}; y = block.inferred(x, case.training)"]
+                within("9.10", f"the output for x laid out as {layout}", y, run.y, numeric.script(lines), run)
         # An axis of stride 0 repeats one sample, channel, row or column; the plain copy repeats it in memory.
         for axis, name in enumerate(("sample", "channel", "row", "column")):
             repeated = expanded(x, axis)
@@ -181,10 +191,12 @@ def test_layouts_of_calls_that_are_differentiated(subject: Subject, thin: Thin, 
     """Nor do the output and the gradients of a call that is differentiated depend on them."""
     for seed, names in thin(enumerate(named_values(scaler=scaler))):
         numeric = Numeric(BlockConfig.of(2, 3, **names), (2, 2, 4, 5), seed=seed, training=subject.modes[0])
-        run, example = numeric.expected(), numeric.example(backward=True)
+        run = numeric.expected()
         due = vjp(run, numeric.dy())
         block = numeric.built(subject)
         for layout, view in layouts(numeric.x()).items():
+            code = f"from spec_tests.generators import layouts; x = layouts(case.x())[{layout!r}]"
+            example = numeric.example(x=code, backward=True)
             got = reloaded(block, numeric).backward(view, numeric.dy(), numeric.training)
             within("9.10", f"the output for x laid out as {layout}", got.output, run.y, example, run)
             within("9.10", f"the gradient of x laid out as {layout}", got.dx, due.dx, example, run, "dx")
@@ -247,24 +259,6 @@ def test_zero_last_weight(subject: Subject, scaler: str, data: st.DataObject) ->
             same_within("9.11", "the output and x (an identity shortcut)", y, x, bound, example)
 
 
-def permuted_state(config: BlockConfig, state: dict[str, Array], first: str, order: Array) -> dict[str, Array]:
-    """The state with the hidden channels behind the convolution of the branch `first` in another order."""
-    found = dict(state)
-    inside = False
-    for layer in config.layers():
-        names = [name for name in state if name.rpartition(".")[0] == layer.name and state[name].ndim]
-        if layer.kind == "conv" and layer.branch == first:
-            inside = True
-            found.update({name: found[name][order] for name in names})
-        elif layer.kind == "conv" and inside:
-            weight = f"{layer.name}.weight"
-            found[weight] = found[weight][:, order]
-            return found
-        elif inside:
-            found.update({name: found[name][order] for name in names})
-    return found
-
-
 @pytest.mark.clause("9.12")
 @by_scaler
 @given(data=st.data())
@@ -274,14 +268,15 @@ def test_hidden_channels(subject: Subject, scaler: str, data: st.DataObject) -> 
     for names, training in focused(product(rotation(drawn.seed, scaler=scaler), subject.modes)):
         numeric = named(drawn, training, in_planes=4, **names)
         state, x = numeric.state(), numeric.x()
-        order = np.random.default_rng(numeric.seed).permutation(4)
-        block = numeric.built(subject)
+        order = np.random.default_rng(numeric.seed).permutation(4).tolist()
+        block, lines = numeric.built(subject), ["x = case.x(); y = block.forward(x, case.training)"]
         y, bound = block.forward(x, training), 2 * numeric.expected().y.bound
         for first in ("conv1", "conv2"):
-            permuted = permuted_state(numeric.config, state, first, order)
-            block.load(permuted)
+            block.load(permuted_state(numeric.config, state, first, order))
             z = block.forward(x, training)
-            example = numeric.example(f"channels behind {first} in the order {order.tolist()}")
+            permuted = f"laws.permuted_state(case.config, case.state(), {first!r}, {order})"
+            lines += [f"block.load({permuted}); z = block.forward(x, case.training)"]
+            example = numeric.script(["from spec_tests import laws", *lines])
             same_within("9.12", f"the outputs for two orders of the channels behind {first}", z, y, bound, example)
 
 

@@ -222,6 +222,10 @@ class Block(ABC):
         """Write a state into the memory of the block's own, as an optimizer does (feature ``"overwrite"``)."""
         raise NotImplementedError
 
+    def refilled(self, xs: Sequence[Array], training: bool | None = None) -> list[Array]:
+        """The outputs for arrays of one shape, each written into one tensor in turn (feature ``"overwrite"``)."""
+        raise NotImplementedError
+
     def load_from(self, other: Block) -> None:
         """Load the state that the other block gives, its very tensors (feature ``"memory"``)."""
         raise NotImplementedError

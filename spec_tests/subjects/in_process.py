@@ -22,7 +22,17 @@ from spec_tests.config import DEFAULTS, render_call
 from spec_tests.subjects.base import Array, Block, Crashed, Entry, Gradients, Refused, State, Subject
 from spec_tests.subjects.kernels import not_compiled, own_kernels, prepare, unalarmed
 from spec_tests.subjects.raised import Unfit, translated, where, words
-from spec_tests.subjects.tensors import address, array_of, copied, kind_of, parts_of_one, spans_of, tensor_of, viewed
+from spec_tests.subjects.tensors import (
+    Places,
+    array_of,
+    copied,
+    kind_of,
+    overlap,
+    parts_of_one,
+    spans_of,
+    tensor_of,
+    viewed,
+)
 
 FEATURES = frozenset(
     {"copy", "serialize", "convert", "mode", "memory", "summary", "seed", "python", "backward", "init", "train"}
@@ -253,15 +263,16 @@ class TorchBlock(Block):
 
     def aliases(self, x: Array, training: bool | None = None) -> list[str]:
         given, found = self._tensor(x), list[str]()
-        for context in (torch.no_grad(), torch.inference_mode()):
+        for context in (torch.no_grad(), torch.inference_mode(), torch.enable_grad()):
             with translated(self.code), context:
                 y = self._called(given, training)
                 # Where they lie now: the next call may move them.
-                places = {name: address(tensor) for name, tensor in {"x": given, **self._state()}.items()}
+                places = {name: Places(tensor) for name, tensor in {"x": given, **self._state()}.items()}
                 # Buffers may be used in turn.
                 later = [self._called(given, training) for _ in range(LATER)]
-                found += [name for name, place in places.items() if place == address(y)]
-                found += ["the output of a later call"] * (address(y) in map(address, later))
+                own = Places(y)
+                found += [name for name, place in places.items() if overlap(place, own)]
+                found += ["the output of a later call"] * any(overlap(Places(other), own) for other in later)
         return list(dict.fromkeys(found))
 
     def state(self) -> State:
@@ -309,6 +320,14 @@ class TorchBlock(Block):
             for name, tensor in tensors.items():
                 # As `.data` does it, which counts no version of the tensor: who looks at that sees nothing.
                 tensor.data.copy_(torch.from_numpy(np.array(state[name])))
+
+    def refilled(self, xs: Sequence[Array], training: bool | None = None) -> list[Array]:
+        given, found = self._tensor(xs[0].copy()), list[Array]()
+        with translated(f"{self.code}, called with {len(xs)} inputs in one tensor"), torch.no_grad():
+            for x in xs:
+                given.copy_(torch.from_numpy(x))
+                found.append(array_of(self._called(given, training), "the output"))
+        return found
 
     def _derived(self, make: Callable[[], Any], doing: str, dtype: torch.dtype | None = None) -> TorchBlock:
         with translated(f"{self.code}, {doing}"):

@@ -87,9 +87,27 @@ def parts_of_one(tensors: Mapping[str, torch.Tensor], device: str) -> Iterator[t
         yield name, part.copy_(tensor).data
 
 
-def address(tensor: torch.Tensor) -> int:
-    """The address of the memory of a tensor, which its views share."""
-    return tensor.untyped_storage().data_ptr()
+class Places:
+    """Where the elements of a tensor lie, on any device, as NumPy asks for it; nothing is to be read there."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        size = tensor.element_size()
+        self.__array_interface__ = {
+            "version": 3,
+            "data": (tensor.data_ptr(), True),
+            "shape": tuple(tensor.shape),
+            "strides": tuple(step * size for step in tensor.stride()),
+            "typestr": f"|V{size}",
+        }
+
+
+def overlap(one: Places, two: Places) -> bool:
+    """Whether an element of one lies where an element of the other does; parts of one memory need not."""
+    first, second = np.asarray(one), np.asarray(two)
+    try:
+        return np.shares_memory(first, second, max_work=10_000)  # type: ignore[arg-type]
+    except np.exceptions.TooHardError:  # two with many odd strides
+        return np.may_share_memory(first, second)
 
 
 def spans_of(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, int]]:
