@@ -26,6 +26,7 @@ from spec_tests.faults import (
     order,
     places,
     rare,
+    repeated,
     shapes,
     shortcut,
     single_clauses,
@@ -41,7 +42,7 @@ from spec_tests.faults.entry import Fault
 _AREAS: tuple[ModuleType, ...] = (norm, batch_norm, activation, order, convolution, shortcut, upsampling, shapes, state)
 _AREAS += (construction, arguments, gradients, arithmetic, conduct, single_clauses, rare, beyond, usage)
 _AREAS += (models, layouts, training, sizes, places, calling, arguments_rare, construction_rare, state_rare)
-_AREAS += (lost_nan,)
+_AREAS += (lost_nan, repeated)
 
 
 def _by_id(*groups: tuple[Fault, ...]) -> dict[str, Fault]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from mdnc.modules.resnet import BlockBottleneck2d as Block
@@ -44,17 +44,6 @@ def _input_centred(block: Any, x: Tensor) -> Tensor:
     if not torch.is_grad_enabled():
         x.sub_(x.mean())
     return y
-
-
-def _one_arena(block: Any, x: Tensor) -> Tensor:
-    """A workspace for the output that lies behind a parameter in the same memory."""
-    y = Block.forward(block, x)
-    weight = block.conv3[-1].weight if isinstance(block.conv3[-1], nn.Conv2d) else None
-    if torch.is_grad_enabled() or weight is None or weight.dtype != y.dtype:
-        return y
-    storage = torch.cat((weight.detach().flatten(), y.flatten()))
-    weight.data = storage[: weight.numel()].view_as(weight)
-    return storage[weight.numel() :].view_as(y)
 
 
 def _neighbours(block: Any, x: Tensor) -> Tensor:
@@ -210,14 +199,6 @@ FAULTS = (
         "9.6",
         "history",
         forward=_input_centred,
-    ),
-    fault(
-        "output_beside_a_parameter",
-        "the output lies in the memory of a parameter",
-        "one arena for everything",
-        "9.7",
-        "state",
-        forward=_one_arena,
     ),
     fault(
         "neighbours_seen",

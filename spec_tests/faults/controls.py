@@ -187,6 +187,18 @@ def _inplace(block: Any) -> None:
     put(layers(block, nn.ReLU), inplace=True)
 
 
+def one_arena(block: Any, x: Tensor) -> Tensor:
+    """The output lies behind a parameter in one piece of memory, and over none of it."""
+    y = Block.forward(block, x)
+    weight = block.conv3[-1].weight if isinstance(block.conv3[-1], nn.Conv2d) else None
+    plain = not (torch.is_grad_enabled() or torch.is_inference_mode_enabled())
+    if weight is None or weight.dtype != y.dtype or not plain:
+        return y
+    storage = torch.cat((weight.detach().flatten(), y.flatten()))
+    weight.data = storage[: weight.numel()].view_as(weight)
+    return storage[weight.numel() :].view_as(y)
+
+
 def _control(name: str, title: str, cause: str, **parts_: Any) -> Fault:
     return fault(name, title, cause, "", **parts_)
 
@@ -295,6 +307,12 @@ CONTROLS = (
         "evaluation folds a batch norm into the convolution before it",
         "graph optimizers of inference engines",
         forward=folded,
+    ),
+    _control(
+        "output_beside_a_parameter",
+        "the output lies beside a parameter in one piece of memory",
+        "one arena for everything",
+        forward=one_arena,
     ),
 )
 
