@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from spec_tests.generators import layouts
-from spec_tests.subjects.tensors import array_of, parts_of_one, viewed
+from spec_tests.subjects.tensors import Places, array_of, overlap, parts_of_one, viewed
 
 X = np.arange(2 * 3 * 4 * 5, dtype=np.float32).reshape(2, 3, 4, 5)
 
@@ -91,3 +91,30 @@ def test_parts_of_one_memory() -> None:
     found["weight"].zero_()
     assert torch.equal(found["bias"], given["bias"])
     assert torch.equal(found["other"], given["other"])
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "due"),
+    [
+        (slice(0, 6), slice(6, 12), False),
+        (slice(0, 7), slice(6, 12), True),
+        (slice(0, None, 2), slice(1, None, 2), False),
+        (slice(0, None, 2), slice(1, None, 3), True),
+        (slice(0, 0), slice(0, 12), False),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_overlap_is_of_elements(one: slice, two: slice, due: bool, dtype: Any) -> None:
+    whole = torch.zeros(12, dtype=dtype)
+    assert overlap(Places(whole[one]), Places(whole[two])) is due
+    assert overlap(Places(whole[two].expand(3, -1)), Places(whole[one])) is due
+
+
+def test_what_is_hard_to_tell_apart_may_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hard(*_: object, **__: object) -> bool:
+        raise np.exceptions.TooHardError
+
+    whole = torch.zeros(12)
+    monkeypatch.setattr(np, "shares_memory", hard)
+    assert overlap(Places(whole[:7]), Places(whole[6:]))
+    assert not overlap(Places(whole[:6]), Places(whole[6:]))

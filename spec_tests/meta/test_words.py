@@ -137,6 +137,15 @@ def test_a_diagnosis_counts(found: Diagnosis, lines: list[str]) -> None:
     assert found.lines() == lines
 
 
+@pytest.mark.parametrize(("inside", "named"), [(91, False), (94, False), (95, True), (100, True)])
+def test_the_nearest_mistake_is_named_where_it_explains_a_quarter(inside: int, named: bool) -> None:
+    """Of 20 wrong tensors among 110; less sends its reader to what was right."""
+    nearest = diagnosis.Explanation((("eps", 1e-6),), inside, 110)
+    told = "\n".join(Diagnosis(20, 110, runner_up=nearest).lines())
+    assert ("The nearest, eps = 1e-06 instead of 1e-05" in told) is named
+    assert (f"accounts for {inside}, right ones included." in told) is named
+
+
 def test_further_lines_belong_to_the_first() -> None:
     found = verdict(failed("1.1"))
     found.troubles, found.conduct = ["it broke\nhere"], ["it wrote\nthis"]

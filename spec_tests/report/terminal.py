@@ -129,7 +129,7 @@ def _story(failure: Failure, replay: str, alone: str = "") -> Iterator[Text]:
     """What is told of a failure, a label each."""
     example, why = failure.example.splitlines(), reason(failure) if failure.clause else ""
     if len(example) > EXAMPLE:
-        example[EXAMPLE - 1 :] = [f"# … and {len(example) - EXAMPLE + 1} more lines"]
+        example[EXAMPLE - 1 :] = [f"# … and {len(example) - EXAMPLE + 1} more lines; --report DIR has all"]
     for label, text in (
         ("what", failure.what),
         ("reason", "" if why.startswith(NO_REASON) else why),
