@@ -175,6 +175,21 @@ WIDE: tuple[Size, ...] = (
     ({"in_planes": 1, "out_planes": 1}, (1, 257, 256)),
 )
 
+# Batches and channels beyond what a byte counts, more than once, and more elements of a channel than 4,000.
+BEYOND: tuple[Size, ...] = (
+    ({"in_planes": 1, "out_planes": 2, "kernel_size": 1, "padding": 0}, (1030, 2, 2)),
+    ({"in_planes": 520, "out_planes": 2, "kernel_size": 1, "padding": 0}, (1, 2, 3)),
+)
+# One element at the first norm, at a norm behind the scaling, and at the norm of the projection alone.
+SINGLE: tuple[tuple[BlockConfig, tuple[int, int, int, int]], ...] = (
+    (BlockConfig.of(2, 2), (1, 2, 1, 1)),
+    (BlockConfig.of(2, 3, stride=2), (1, 2, 2, 2)),
+    (BlockConfig.of(2, 2, stride=(2, 3)), (1, 2, 1, 3)),
+    (BlockConfig.of(2, 2, stride=3, layer_order="old"), (1, 2, 3, 2)),
+    (BlockConfig.of(2, 2, stride=3, scaler="up", kernel_size=1, padding=0), (1, 2, 1, 1)),
+    (BlockConfig.of(2, 2, output_size=1, scaler="up"), (1, 2, 2, 2)),
+)
+
 
 def large(scaler: str, sizes: Iterable[Size] = LARGE) -> Iterator[tuple[BlockConfig, tuple[int, int, int, int]]]:
     """Blocks and inputs beyond the sizes that are drawn: batches, channels, kernels, strides, lengths.

@@ -82,12 +82,21 @@ class Numeric:
         return f"Numeric({config}, {kinds})"
 
     def example(
-        self, note: str = "", *, edit: Edit = unchanged, x: str = "x = case.x()", backward: bool = False
+        self,
+        note: str = "",
+        *,
+        edit: Edit = unchanged,
+        x: str = "x = case.x()",
+        backward: bool = False,
+        call: str = "forward",
     ) -> Example:
-        """Code that makes the same call: its state edited by a function of `laws`, its input made by the code `x`."""
+        """Code that makes the same call: its state edited by a function of `laws`, its input made by the code `x`.
+
+        Without `backward`, `call` is the method of the block.
+        """
         state = "" if edit is unchanged else f"laws.{edit.__name__}(case.config, case.state())"
-        call = "gradients = block.backward(x, case.dy()" if backward else "y = block.forward(x"
-        return self.script([f"{x}; {call}, case.training)"], note, state)
+        made = "gradients = block.backward(x, case.dy()" if backward else f"y = block.{call}(x"
+        return self.script([f"{x}; {made}, case.training)"], note, state)
 
     def script(self, lines: Sequence[str], note: str = "", state: str = "") -> Example:
         """Code that runs `lines` on the subject's block with this case's state, or the one that the code `state` makes.

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from spec_tests.compare import Example, Thin, differing, equal, equal_entries, holds, refused, taken, wanted
 from spec_tests.config import NAMED_VALUES, BlockConfig
-from spec_tests.enumeration import DOCUMENTED, enumerated
+from spec_tests.enumeration import DOCUMENTED, SINGLE, enumerated
 from spec_tests.marks import by, by_documented, by_norm, by_scaler
 from spec_tests.strategies import Case, cases
 from spec_tests.subjects.base import REFUSALS, Array, Block, Refused, Subject, zeros
@@ -318,17 +318,6 @@ def test_empty_batches(subject: Subject, normalizer: str, scaler: str) -> None:
             got = f"refused ({refusal.kind})"
         allowed = [expected, *(f"refused ({kind})" for kind in REFUSALS["value"])]
         holds("3.10", "an empty batch", got in allowed, got, f"{expected} or {subject.refusal['value']}", example)
-
-
-# One element at the first norm, at a norm behind the scaling, and at the norm of the projection alone.
-SINGLE = [
-    (BlockConfig.of(2, 2), (1, 2, 1, 1)),
-    (BlockConfig.of(2, 3, stride=2), (1, 2, 2, 2)),
-    (BlockConfig.of(2, 2, stride=(2, 3)), (1, 2, 1, 3)),
-    (BlockConfig.of(2, 2, stride=3, layer_order="old"), (1, 2, 3, 2)),
-    (BlockConfig.of(2, 2, stride=3, scaler="up", kernel_size=1, padding=0), (1, 2, 1, 1)),
-    (BlockConfig.of(2, 2, output_size=1, scaler="up"), (1, 2, 2, 2)),
-]
 
 
 @pytest.mark.clause("3.11")

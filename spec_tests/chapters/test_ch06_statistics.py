@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from spec_tests.compare import SUBJECT, Example, Thin, differing, equal, equal_entries, focused, holds, shaped
 from spec_tests.config import NAMED_VALUES, BlockConfig
-from spec_tests.enumeration import enumerated, large, named_values
+from spec_tests.enumeration import BEYOND, enumerated, large, named_values
 from spec_tests.marks import by_scaler
 from spec_tests.numeric import Numeric, count, named, numerics, same_within, within
 from spec_tests.oracle import Bounded, Forward
@@ -69,9 +69,13 @@ def test_one_call(subject: Subject, scaler: str, data: st.DataObject) -> None:
 @by_scaler
 def test_large_sizes(subject: Subject, thin: Thin, scaler: str) -> None:
     """Beyond the sizes that are drawn."""
-    batch = [(config, shape) for config, shape in large(scaler) if config.normalizer == "batch"]
-    for seed, (config, shape) in thin(enumerate(batch)):
-        judge_call(subject, Numeric(config, shape, seed=seed))
+    far = [*(large(scaler, BEYOND) if scaler == "down" else ())]
+    cases = [(case, "float32") for case in (*large(scaler), *far)]
+    # float64 tells n/(n - 1) from 1 where n is large.
+    cases += [(case, "float64") for case in far if "float64" in subject.features]
+    batch = [(config, shape, dtype) for (config, shape), dtype in cases if config.normalizer == "batch"]
+    for seed, (config, shape, dtype) in thin(enumerate(batch)):
+        judge_call(subject, Numeric(config, shape, seed=seed, dtype=dtype))
 
 
 @pytest.mark.clause("6.1", "6.2", "6.3")

@@ -13,6 +13,7 @@ from spec_tests.faults import (
     batch_norm,
     beyond,
     calling,
+    calling_rare,
     conduct,
     construction,
     construction_rare,
@@ -42,7 +43,7 @@ from spec_tests.faults.entry import Fault
 _AREAS: tuple[ModuleType, ...] = (norm, batch_norm, activation, order, convolution, shortcut, upsampling, shapes, state)
 _AREAS += (construction, arguments, gradients, arithmetic, conduct, single_clauses, rare, beyond, usage)
 _AREAS += (models, layouts, training, sizes, places, calling, arguments_rare, construction_rare, state_rare)
-_AREAS += (lost_nan, repeated)
+_AREAS += (lost_nan, repeated, calling_rare)
 
 
 def _by_id(*groups: tuple[Fault, ...]) -> dict[str, Fault]:

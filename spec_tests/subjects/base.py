@@ -254,6 +254,10 @@ class Block(ABC):
         """As `forward`, where the framework is told that nothing will be differentiated (feature ``"inference"``)."""
         raise NotImplementedError
 
+    def recorded(self, x: Array, training: bool | None = None) -> Array:
+        """As `forward`, where the framework keeps what a backward pass needs, and none follows (``"inference"``)."""
+        raise NotImplementedError
+
     def rearranged(self) -> Block:
         """A copy whose convolution weights lie in memory with the channels last (feature ``"layout"``)."""
         raise NotImplementedError

@@ -144,6 +144,9 @@ class TorchBlock(Block):
     def inferred(self, x: Array, training: bool | None = None) -> Array:
         return self._called_in(torch.inference_mode(), x, training)
 
+    def recorded(self, x: Array, training: bool | None = None) -> Array:
+        return self._called_in(torch.enable_grad(), x, training)
+
     def _called_in(self, context: contextlib.AbstractContextManager[Any], x: Array, training: bool | None) -> Array:
         doing = f"{self.code}, called with {x.dtype} {x.shape}"
         with translated(doing), context, self._given(x, make=self._again) as (given,):
