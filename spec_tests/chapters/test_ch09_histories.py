@@ -252,16 +252,15 @@ def test_many_calls(subject: Subject, normalizer: str) -> None:
         block, run, x = numeric.built(subject), numeric.expected(), numeric.x()
         first = block.forward(x, False)
         for calls in range(2, 21):
-            code = (
-                f"y = block.forward(case.x(), False)\nfor _ in range({calls - 1}): z = block.forward(case.x(), False)"
-            )
-            z, example = block.forward(x, False), numeric.script([code])
+            lines = ["x = case.x(); first = block.forward(x, False)"]
+            lines += [f"for _ in range({calls - 1}): y = block.forward(x, False)"]
+            y, example = block.forward(x, False), numeric.script(lines)
             what = f"the output of call {calls}"
-            count("9.8", [inspect("9.8", what, z, run.y, example, run)])
+            count("9.8", [inspect("9.8", what, y, run.y, example, run)])
             if "bitwise" in subject.features:
-                equal("9.3", f"elements that differ, {what}", different_bits(z, first), 0, example)
+                equal("9.3", f"elements that differ, {what}", different_bits(y, first), 0, example)
             else:
-                same_within("9.3", what, z, first, 2 * run.y.bound, example)
+                same_within("9.3", what, y, first, 2 * run.y.bound, example)
 
 
 @pytest.mark.clause("9.8")
@@ -275,10 +274,9 @@ def test_input_filled_anew(subject: Subject, thin: Thin, normalizer: str) -> Non
         xs = [replace(case, seed=number + k).x() for k in (0, 1)]
         block = case.built(subject)
         lines = [f"other = Numeric(case.config, case.shape, seed={number + 1}).x()"]
-        lines += ["y, z = block.refilled([case.x(), other], case.training)"]
-        example = case.script(lines)
-        for what, x, y in zip(("first", "second"), xs, block.refilled(xs, training), strict=True):
-            run = case.expected(x=x)
+        for place, (x, y) in enumerate(zip(xs, block.refilled(xs, training), strict=True)):
+            call = f"y = block.refilled([case.x(), other], case.training)[{place}]"
+            run, example, what = case.expected(x=x), case.script([*lines, call]), ("first", "second")[place]
             count("9.8", [inspect("9.8", f"the output for the {what} numbers", y, run.y, example, run)])
 
 
