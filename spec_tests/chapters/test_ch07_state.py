@@ -15,25 +15,12 @@ from spec_tests.config import NAMED_VALUES, BlockConfig
 from spec_tests.enumeration import enumerated
 from spec_tests.marks import by_norm
 from spec_tests.numeric import Numeric, within
+from spec_tests.states import bits, long_counted, other_state, scripted
 from spec_tests.subjects.base import Array, Block, Crashed, Refused, Subject, zeros
 
 IN_A_MODEL = "torch.nn.Sequential(OrderedDict(module=block))"
 ASSIGNED = "block.whole().assign({f'module.{n}': v for n, v in case.state().items()})"
 INPUT: Array = np.random.default_rng(7).standard_normal((2, 4, 5, 6)).astype(np.float32)
-
-
-def other_state(config: BlockConfig) -> dict[str, Array]:
-    """A state that no construction gives: every entry of every tensor is different."""
-    rng = np.random.default_rng(0)
-    state: dict[str, Array] = {}
-    for name, shape in config.state().items():
-        if name.endswith("num_batches_tracked"):
-            state[name] = np.array(int(rng.integers(1, 100)))
-        elif name.endswith("running_var"):
-            state[name] = rng.uniform(0.5, 2.0, shape).astype(np.float32)
-        else:
-            state[name] = rng.standard_normal(shape).astype(np.float32)
-    return state
 
 
 def equal_outputs(
@@ -273,21 +260,27 @@ def twin_of(clause: str, make: Callable[[], Block], example: Example) -> Block:
     """A copy of a block, or one that was serialized and read back; one that cannot be made breaks the clause."""
     try:
         return make()
-    except Crashed as crash:
-        raise NonConformance(clause, "its twin", crash.error, "a block", example) from crash
+    except (Crashed, Refused) as error:
+        words = error.error if isinstance(error, Crashed) else error.message + error.where
+        raise NonConformance(clause, "its twin", words, "a block", example) from error
 
 
 def judge_twin(subject: Subject, thin: Thin, normalizer: str, clause: str, make: Any) -> None:
     for _, config in thin(enumerated(normalizer=normalizer)):
-        block, example = subject.build(config.arguments()), Example.of(config)
-        block.load(other_state(config))
+        how = {"7.12": "block.copy()", "7.13": "block.serialized()"}[clause]
+        shape = (2, config.in_planes, 5, 6)
+        call = f"import numpy; block.forward(numpy.zeros({shape}, 'float32'), True)"
+        example = scripted(config, "long_counted", f"block.load(state); {call}; twin = {how}")
+        block = subject.build(config.arguments())
+        block.load(long_counted(config))
         for training in (True, False):
             block.set_mode(training)
             # What a call leaves in the block must not hinder.
-            block.forward(zeros((2, config.in_planes, 5, 6)), training)
+            block.forward(zeros(shape), training)
             twin = twin_of(clause, partial(make, block), example)
             equal_entries(clause, "modes of the layers", twin.modes(), block.modes(), example)
-            equal_entries(clause, "entries that differ", differing(twin.state(), block.state()), {}, example)
+            one, two = twin.state(), block.state()
+            equal_entries(clause, "entries that differ", bits(one, two), bits(two, one), example)
         frozen_layers(block)
         mixed = twin_of(clause, partial(make, block), example).modes()
         equal_entries(clause, "modes of the layers, which differ", mixed, block.modes(), example)
@@ -307,17 +300,24 @@ def judge_twin(subject: Subject, thin: Thin, normalizer: str, clause: str, make:
 
 
 @pytest.mark.clause("7.12", "7.13")
-@pytest.mark.needs("convert", "copy", "serialize", "float64")
+@pytest.mark.needs("convert", "copy", "serialize", "float64", "bfloat16")
 @by_norm
-def test_twins_of_another_type(subject: Subject, normalizer: str) -> None:
-    """A block of float64 stays one."""
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
+def test_twins_of_another_type(subject: Subject, normalizer: str, dtype: str) -> None:
+    """A block of another type stays one; NumPy, through which a file may go, has no bfloat16."""
     config = BlockConfig.of(2, 3, normalizer=normalizer)
-    example, block = Example.of(config), subject.build(config.arguments()).converted("float64")
+    block = subject.build(config.arguments()).converted(dtype)
+    codes = {"7.12": "copy.deepcopy(block)", "7.13": "pickle.loads(pickle.dumps(block))"}
     makes: dict[str, Callable[[], Block]] = {"7.12": block.copy, "7.13": block.serialized}
     for clause, make in makes.items():
+        example = Example(config.arguments(), f"block.to(torch.{dtype})\ntwin = {codes[clause]}")
         twin = twin_of(clause, make, example)
         equal_entries(clause, "roles and types", twin.entries(), block.entries(), example)
         equal_entries(clause, "entries that differ", differing(twin.state(), block.state()), {}, example)
+
+
+def counters(block: Block) -> dict[str, Array]:
+    return {name: value for name, value in block.state().items() if name.endswith("num_batches_tracked")}
 
 
 @pytest.mark.clause("7.14")
@@ -328,6 +328,7 @@ def test_convert(subject: Subject, thin: Thin, normalizer: str, dtype: str) -> N
     """Every floating-point entry takes the new type, the counter stays an integer."""
     for _, config in thin(enumerated(normalizer=normalizer)):
         block = subject.build(config.arguments())
+        block.load(long_counted(config))
         example = Example.of(config)
         before = {name: entry.dtype for name, entry in block.entries().items()}
         block.freeze(list(config.parameters())[::2])
@@ -341,6 +342,12 @@ def test_convert(subject: Subject, thin: Thin, normalizer: str, dtype: str) -> N
         equal_entries("7.14", f"types after the conversion to {dtype}", got, due, example)
         got = {name: entry.dtype for name, entry in short.entries().items()}
         equal_entries("7.14", f"types after the method named for {dtype}", got, due, example)
+        counted = counters(block)
+        for one, how in ((converted, f"conversion to {dtype}"), (short, f"method named for {dtype}")):
+            line = f"block.load(state); counted = block.converted({dtype!r}).state()"
+            script = scripted(config, "long_counted", line)
+            got, due = bits(counters(one), counted), bits(counted, counters(one))
+            equal_entries("7.14", f"counters after the {how}", got, due, script)
         after = {name: entry.dtype for name, entry in block.entries().items()}
         equal_entries("7.14", "types of the block that was converted from", after, before, example)
         if dtype == "float64":
@@ -406,3 +413,35 @@ def test_modes_of_a_frozen_block(subject: Subject, thin: Thin, normalizer: str) 
                     got = {name: entry.trainable for name, entry in block.entries().items()}
                     what = f"trainable behind the switch to training={training}, {len(frozen)} being frozen"
                     equal_entries("7.15", what, got, due, example)
+                    wrong = [name for name, mode in block.modes().items() if mode != training]
+                    what = f"layers that did not follow to training={training}, {len(frozen)} parameters being frozen"
+                    lines = [f"for name in {frozen}: block.get_parameter(name).requires_grad_(False)"]
+                    lines += [f"block.train({not training}).train({training})"]
+                    equal("7.15", what, wrong, [], Example(config.arguments(), "\n".join(lines)))
+
+
+@pytest.mark.clause("7.15")
+@pytest.mark.needs("mode", "inference", "backward")
+@by_norm
+def test_calls_switch_nothing(subject: Subject, thin: Thin, normalizer: str) -> None:
+    """Neither a call of inference nor one that is differentiated, and its backward pass."""
+    for number, (_, config) in thin(enumerate(enumerated(normalizer=normalizer))):
+        block, training = subject.build(config.arguments()), number // 2 % 2 == 0
+        x = zeros((2, config.in_planes, 5, 6))
+        block.set_mode(training)
+        # Some layers in the other mode, as those are who freeze their statistics.
+        frozen = list(block.modes())[1::2] if training else []
+        for name in frozen:
+            block.set_layer_mode(name, False)
+        before = block.modes()
+        if number % 2:
+            what, code = "of inference", "with torch.inference_mode():\n    block(x)"
+            block.inferred(x, training)
+        else:
+            what, code = "that is differentiated", "block(x).sum().backward()"
+            block.backward(x, zeros(config.output_shape(x.shape)), training)
+        wrong = [name for name, mode in block.modes().items() if mode != before[name]]
+        lines = [f"x = torch.zeros({x.shape})", f"block.train({training})"]
+        lines += [f"for name in {frozen}: block.get_submodule(name).eval()"] if frozen else []
+        example = Example(config.arguments(), "\n".join([*lines, code]))
+        equal("7.15", f"layers that a call {what} in training={training} switched", wrong, [], example)

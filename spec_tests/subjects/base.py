@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -234,8 +234,11 @@ class Block(ABC):
         """What the tensor of `x` tells beside its values, before and behind calls with it (feature ``"memory"``)."""
         raise NotImplementedError
 
-    def load_plain(self, state: Mapping[str, Array]) -> None:
-        """As `load`, of a mapping of names to tensors and nothing else, as files of other kinds give (``"assign"``)."""
+    def load_plain(self, state: Mapping[str, Array], make: Callable[[Any], Mapping[str, Any]] = dict) -> State:
+        """As `load`, of a mapping of names to tensors and nothing else, as files of other kinds give (``"assign"``).
+
+        `make` makes it of a dict. What it holds behind that is given back.
+        """
         raise NotImplementedError
 
     def assign(self, state: Mapping[str, Array]) -> None:
@@ -262,10 +265,10 @@ class Block(ABC):
         """A copy whose convolution weights lie in memory with the channels last (feature ``"layout"``)."""
         raise NotImplementedError
 
-    def whole(self) -> Block:
+    def whole(self, name: str = "module") -> Block:
         """A larger model that holds this block, and nothing else (feature ``"part"``).
 
-        It names the block's entries and layers behind ``"module."``.
+        It names the block's entries and layers behind `name` and a dot; a dot within `name` makes a model in a model.
         """
         raise NotImplementedError
 

@@ -292,9 +292,11 @@ class TorchBlock(Block):
                 raise Unfit("the other block is no torch module")
             self.module.load_state_dict(other.module.state_dict())
 
-    def load_plain(self, state: Mapping[str, Array]) -> None:
+    def load_plain(self, state: Mapping[str, Array], make: Callable[[Any], Mapping[str, Any]] = dict) -> State:
+        given = make({name: torch.from_numpy(np.array(value)) for name, value in state.items()})
         with translated(self.code):
-            self._taken({name: torch.from_numpy(np.array(value)) for name, value in state.items()})
+            self._taken(given)
+            return State({name: array_of(value, f"the entry {name!r}") for name, value in given.items()}, self.code)
 
     def assign(self, state: Mapping[str, Array]) -> None:
         self._load(state, assign=True)
@@ -340,8 +342,10 @@ class TorchBlock(Block):
         last = torch.channels_last
         return self._derived(lambda: copy.deepcopy(self.module).to(memory_format=last), f"to(memory_format={last})")  # type: ignore[call-overload]
 
-    def whole(self) -> TorchBlock:
-        model = nn.Sequential(OrderedDict([("module", self.module)]))
+    def whole(self, name: str = "module") -> TorchBlock:
+        model = self.module
+        for part in reversed(name.split(".")):
+            model = nn.Sequential(OrderedDict([(part, model)]))
         return TorchBlock(model, f"a model of {self.code}", self.dtype, self.device)
 
     def functional(self, state: Mapping[str, Array], x: Array, training: bool | None = None) -> Array:
