@@ -21,6 +21,7 @@ from spec_tests.faults import (
     convolution,
     gradients,
     layouts,
+    loading,
     lost_nan,
     models,
     norm,
@@ -43,7 +44,7 @@ from spec_tests.faults.entry import Fault
 _AREAS: tuple[ModuleType, ...] = (norm, batch_norm, activation, order, convolution, shortcut, upsampling, shapes, state)
 _AREAS += (construction, arguments, gradients, arithmetic, conduct, single_clauses, rare, beyond, usage)
 _AREAS += (models, layouts, training, sizes, places, calling, arguments_rare, construction_rare, state_rare)
-_AREAS += (lost_nan, repeated, calling_rare)
+_AREAS += (lost_nan, repeated, calling_rare, loading)
 
 
 def _by_id(*groups: tuple[Fault, ...]) -> dict[str, Fault]:
