@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-import io
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -387,25 +386,10 @@ class TorchBlock(Block):
             return spans_of(self._state()) if self.spans is None else self.spans
 
     def summary(self, shape: Sequence[int]) -> str:
-        import torchsummary
+        from spec_tests.subjects.table import table_of
 
-        printed = io.StringIO()
-        told = contextlib.redirect_stdout(printed)
-        quiet = unalarmed(self.device)
-        with translated(f"{self.code}, torchsummary"), told, quiet, torch.no_grad(), not_compiled():
-            # torchsummary leaves out the model that it is given; in a Sequential the block has its row.
-            torchsummary.summary(nn.Sequential(self.module), tuple(shape), device=self.device.partition(":")[0])
-        own = type(self.module).__name__
-        return "".join(_renamed(line, own) for line in printed.getvalue().splitlines(keepends=True))
-
-
-def _renamed(line: str, own: str) -> str:
-    """A line of a table; the block's own row gets the documented name in place of that of its class, of any length."""
-    name = line.strip().partition(" ")[0]
-    if not name.startswith(f"{own}-"):
-        return line
-    documented = f"BlockBottleneck2d{name.removeprefix(own)}"
-    return f"{documented:>20}{line[line.index(name) + len(name) :]}"
+        with translated(f"{self.code}, torchsummary"), unalarmed(self.device), torch.no_grad(), not_compiled():
+            return table_of(self.module, shape, self.device)
 
 
 class TorchSubject(Subject):
